@@ -1,0 +1,223 @@
+"""What travels between the session (event loop) and the handlers (threads).
+
+Audio is float32 mono in [-1, 1] at the rate its field names. `end_sample` and `start_sample`
+count the session's input clock: samples at `RATE_HZ` since the connection opened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from handlers.ticket import Ticket
+
+Samples: TypeAlias = npt.NDArray[np.float32]
+
+RATE_HZ = 24_000
+"""Rate of everything between the wire and the session, in and out."""
+EAR_RATE_HZ = 16_000
+"""Rate of the listening models (VAD, STT)."""
+
+
+# session → ear (the VAD handler)
+
+
+@dataclass(frozen=True, slots=True)
+class AudioIn:
+    """The person's audio; `ticket` is the connection's."""
+
+    ticket: Ticket
+    samples: Samples  # [T] at RATE_HZ
+    start_sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retain:
+    """Keep audio from `start_sample` on (`None`: only the default look-back window)."""
+
+    ticket: Ticket
+    start_sample: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Send the connection's audio from `start_sample` on to STT under `utterance`.
+
+    Lasts until `utterance` dies or another `Listen` replaces it.
+    """
+
+    ticket: Ticket
+    utterance: Ticket
+    start_sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Ask STT for its best final text of `utterance` as far as the audio has come.
+
+    Travels through the ear behind the audio sent before it. The utterance may go on: more
+    audio and a later `Finish` with a higher `revision` are allowed until `utterance` dies.
+    """
+
+    ticket: Ticket  # the connection's
+    utterance: Ticket
+    revision: int
+
+
+# ear → session, ear → STT
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """One VAD window of the connection: ended at `end_sample`, speech with `probability`."""
+
+    ticket: Ticket
+    end_sample: int
+    probability: float
+    level_db: float  # RMS of the window in dB full scale
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Audio of an utterance on its way to STT; `ticket` is the utterance's."""
+
+    ticket: Ticket
+    samples: Samples  # [T] at EAR_RATE_HZ
+
+
+@dataclass(frozen=True, slots=True)
+class Conclude:
+    """`Finish`, arrived at STT; `ticket` is the utterance's."""
+
+    ticket: Ticket
+    revision: int
+    prosody: Prosody | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prosody:
+    """How the last stretch of speech ended: cues for the endpoint decision."""
+
+    pitch_slope_st_s: float | None  # semitones per second over the last voiced ~250 ms
+    pitch_end_st: float | None  # last pitch against the speaker's median, semitones
+    level_drop_db: float | None  # last voiced ~100 ms against the utterance's median level
+    final_lengthening: float | None  # last voiced run against the median voiced run
+
+
+# STT → session
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """`ticket` is the utterance's. Partial: `revision` None, `text` replaces the last partial."""
+
+    ticket: Ticket
+    text: str
+    revision: int | None = None
+    end_probability: float | None = None  # P(the sentence ends here | its last words)
+    prosody: Prosody | None = None
+
+
+# session → LM → session
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """`ticket` is the reply's."""
+
+    ticket: Ticket
+    messages: tuple[ChatMessage, ...]
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    ticket: Ticket
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextDone:
+    ticket: Ticket
+    reason: Literal["stop", "length"] = "stop"
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+# session → TTS → session
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Speak one clause; `index` counts the clauses of the reply."""
+
+    ticket: Ticket
+    text: str
+    index: int
+    voice: str | None = None
+    speed: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class WordMark:
+    """The word ending at `char_end` of the clause's text is over at `end_sample` of its audio."""
+
+    char_end: int
+    end_sample: int  # at RATE_HZ, from the clause's first sample
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    ticket: Ticket
+    index: int
+    samples: Samples  # [T] at RATE_HZ
+    marks: tuple[WordMark, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """All audio of clause `index` has been emitted."""
+
+    ticket: Ticket
+    index: int
+
+
+# any handler → session
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The work for `ticket` ended with an error. `message` is safe to show to the client."""
+
+    ticket: Ticket
+    stage: str
+    code: str
+    message: str
+
+
+Message: TypeAlias = (
+    AudioIn
+    | Retain
+    | Listen
+    | Finish
+    | Voice
+    | Heard
+    | Conclude
+    | Transcript
+    | Ask
+    | TextDelta
+    | TextDone
+    | Say
+    | Speech
+    | Spoken
+    | Failed
+)

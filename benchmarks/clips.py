@@ -53,6 +53,7 @@ class Pause:
 
     start_sample: int
     end_sample: int
+    text_before: str = ""  # what was said until then; empty if not known
 
     @property
     def duration_s(self) -> float:
@@ -247,17 +248,25 @@ class Studio:
         pause_s = self.random.uniform(*PAUSE_S)
         if kind == "plain" or not breaks:
             speech = trimmed(self._say(speaker, sentence(words)))
-        elif kind == "parts":
-            at = self.random.choice(breaks)
+            return self._in_room(name, kind, speech, text, speaker.voice)
+        at = self.random.choice(commas if kind == "phrase" and commas else breaks)
+        before = " ".join(words[:at])
+        if kind == "parts":
             first = self._say(speaker, sentence(words[:at]))
             second = self._say(speaker, sentence(words[at:]))
             speech = joined(trimmed(first), trimmed(second), pause_s)
         else:
-            at = self.random.choice(commas if kind == "phrase" and commas else breaks)
             if kind == "phrase":
                 words = [*words[: at - 1], words[at - 1].rstrip(",") + ",", *words[at:]]
             speech = self._split(speaker, words, at, pause_s)
-        return self._in_room(name, kind, speech, text, speaker.voice)
+        clip = self._in_room(name, kind, speech, text, speaker.voice)
+        pauses = tuple(
+            dataclasses.replace(pause, text_before=before)
+            if abs(pause.duration_s - pause_s) < 2 * FRAME_SAMPLES / RATE_HZ
+            else pause
+            for pause in clip.inner_pauses
+        )
+        return dataclasses.replace(clip, inner_pauses=pauses)
 
     def barge_in(self, name: str) -> Clip:
         speaker = self.speaker()

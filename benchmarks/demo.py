@@ -12,13 +12,13 @@ import asyncio
 import shutil
 import sys
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.clips import Clip, Speaker, Synthesizer, joined, noise, placed, trimmed
+from benchmarks.clips import Clip, Speaker, Synthesizer, joined, noise, trimmed
 from benchmarks.listener import Conversation, Happened, Kind, Script, hold
 from benchmarks.measure import AUDIBLE_DBFS
 from benchmarks.pictures import draw_conversation
@@ -49,17 +49,12 @@ THINKING_S = 0.5
 """Between a reply and the person's next turn."""
 
 
-class NoReply(Exception):
-    """Parley stayed silent; the message says after which turn."""
-
-
 @dataclass
 class Dialogue:
     """The person's side. `missed` is the first turn without an answer."""
 
     clips: dict[str, Clip]
     missed: str | None = None
-    notes: list[str] = field(default_factory=list)
 
     def script(self, talk: Conversation) -> Script:
         yield from talk.wait(0.3)
@@ -93,28 +88,30 @@ class Dialogue:
 
 
 def make_dialogue() -> Dialogue:
-    with Synthesizer() as synthesizer:
-        rng = np.random.default_rng(0)
-
-        def spoken(name: str, *parts: str, text: str | None = None) -> Clip:
-            speech = trimmed(synthesizer.say(PERSON, parts[0])[0])
-            for part in parts[1:]:
-                speech = joined(speech, trimmed(synthesizer.say(PERSON, part)[0]), PAUSE_S)
-            speech = speech * np.float32(_level(LEVEL_DBFS) / np.sqrt(np.mean(np.square(speech))))
-            room = [noise(rng, int(s * RATE_HZ)) * _level(ROOM_DBFS) for s in (LEAD_S, TAIL_S)]
-            said = " … ".join(parts) if text is None else text
-            return placed(name, "plain", speech, room[0], room[1], said, PERSON.voice)
-
+    with Synthesizer() as voice:
         clips = (
-            spoken("hello", "Hello there."),
-            spoken("arithmetic", "What is seventeen", "times twenty three?"),
-            spoken("story", "Tell me a story."),
-            spoken("interruption", "Stop. What time is it?"),
-            spoken("counting", "Count from one to ten."),
-            spoken("mm-hm", MM_HM, text="mm-hm"),
-            spoken("goodbye", "Goodbye."),
+            spoken(voice, "hello", "Hello there."),
+            spoken(voice, "arithmetic", "What is seventeen", "times twenty three?"),
+            spoken(voice, "story", "Tell me a story."),
+            spoken(voice, "interruption", "Stop. What time is it?"),
+            spoken(voice, "counting", "Count from one to ten."),
+            replace(spoken(voice, "mm-hm", MM_HM), text="mm-hm"),
+            spoken(voice, "goodbye", "Goodbye."),
         )
-        return Dialogue({clip.name: clip for clip in clips})
+    return Dialogue({clip.name: clip for clip in clips})
+
+
+def spoken(voice: Synthesizer, name: str, *parts: str) -> Clip:
+    """The parts with pauses of `PAUSE_S` between them, in a quiet room."""
+    speech = trimmed(voice.say(PERSON, parts[0])[0])
+    for part in parts[1:]:
+        speech = joined(speech, trimmed(voice.say(PERSON, part)[0]), PAUSE_S)
+    speech = speech * (_level(LEVEL_DBFS) / np.sqrt(np.mean(np.square(speech))))
+    lead, tail = round(LEAD_S * RATE_HZ), round(TAIL_S * RATE_HZ)
+    samples = np.pad(speech, (lead, tail))
+    samples = samples + _level(ROOM_DBFS) * noise(np.random.default_rng(0), len(samples))
+    text, end = " … ".join(parts), lead + len(speech)
+    return Clip(name, "plain", samples, text, lead, end, voice=PERSON.voice)
 
 
 def _level(dbfs: float) -> np.float32:
@@ -127,7 +124,6 @@ class LiveTranscript:
     def __init__(self) -> None:
         live = sys.stdout.isatty()
         columns = shutil.get_terminal_size().columns
-        self.lines: list[str] = []
         self._terminal = Transcript(self._write, live, columns)
 
     def _write(self, text: str) -> None:
@@ -153,3 +149,82 @@ class LiveTranscript:
 
     def close(self) -> None:
         self._terminal.close()
+
+
+async def converse(server: Server, dialogue: Dialogue) -> Conversation:
+    """Hold the conversation. Raises `RealtimeError` when the connection fails."""
+    transcript = LiveTranscript()
+    talk = Conversation(dialogue.script, on_event=transcript)
+    try:
+        async with Realtime.connect(server.url) as client:
+            await hold(client, talk)
+    finally:
+        transcript.close()
+    return talk
+
+
+def figures(scores: Scores) -> dict[str, Spread]:
+    return {
+        "last voiced → audible reply": Spread.of(scores.latencies_ms(("turn", "barge_in"))),
+        "interruption → silence": Spread.of(scores.stops_ms()),
+        "silence around the mm-hm": Spread.of([score.pause_ms for score in scores.noises]),
+    }
+
+
+def leave(talk: Conversation, scores: Scores, server: Server, out: Path) -> None:
+    """Write the recording, the picture and the report; print the table."""
+    spreads = figures(scores)
+    print("\nAt the listener's ear, in ms:")
+    print(table(SPREAD_HEADERS, [spread.row(name) for name, spread in spreads.items()]))
+    for score in scores.barge_ins:
+        if score.resumed:
+            print("the interrupted reply came back")
+    for noise_score in scores.noises:
+        verdict = "went on" if noise_score.completed else "ended"
+        print(f'the reply {verdict} after the "mm-hm"')
+    facts = environment({"server": list(server.arguments)})
+    print(f"server start to ready: {server.start_s:.2f} s\n" + environment_lines(facts))
+    write_recording(out / "conversation.wav", talk.trace.recording())
+    draw_conversation(talk.trace, scores, out / "conversation.png")
+    document: dict[str, Any] = {
+        "environment": facts,
+        "audible_dbfs": AUDIBLE_DBFS,
+        "server_start_s": server.start_s,
+        "figures_ms": spreads,
+        "turns": scores.turns,
+        "barge_ins": scores.barge_ins,
+        "noises": scores.noises,
+        "errors": scores.errors,
+    }
+    write_json(out / "report.json", document)
+    names = ", ".join(("conversation.wav", "conversation.png", "report.json"))
+    print(f"\n{out}/: {names}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the results")
+    parser.add_argument("server", nargs="*", help="flags for the server, after --")
+    options = parser.parse_args(argv)
+    dialogue, scores = make_dialogue(), Scores()
+    try:
+        with running(options.server, options.out / "server.log") as server:
+            print(f"Parley answers at {server.url}\n", flush=True)
+            talk = asyncio.run(converse(server, dialogue))
+            scores.add(talk.trace)
+            leave(talk, scores, server, options.out)
+    except (ServerFailed, RealtimeError) as error:
+        print(f"The demo failed: {error}", file=sys.stderr)
+        return 1
+    if dialogue.missed is not None:
+        print(f"The demo failed: no reply to “{dialogue.missed}”", file=sys.stderr)
+        return 1
+    print(
+        "\nGo on with a microphone: `make serve`, and `make talk` in a second terminal."
+        "\nOr with a browser: `make serve`, then open http://127.0.0.1:8765/"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

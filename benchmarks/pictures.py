@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from handlers.messages import RATE_HZ, Samples
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from benchmarks.listener import Trace
     from benchmarks.load import Point
+    from benchmarks.score import Scores
 
 PERSON, PARLEY, ALERT, INK, FAINT = "#3b6ea8", "#d9822b", "#b8324f", "#2b2b33", "#c9c9d1"
 KIND_COLOURS = {
@@ -22,8 +28,12 @@ KIND_COLOURS = {
     "parts": "#8d5fb0",
     "recorded": "#7a7a86",
 }
-ROW_S = 20.0
+LONGEST_ROW_S = 16.0
 """Seconds of conversation per row of a picture."""
+BEFORE_TURN_S = 0.4
+"""A row begins so long before a turn's onset."""
+CHARACTERS_PER_S = 12.0
+"""How much text fits into one of them."""
 
 
 def new_figure(rows: int, columns: int, width_in: float, height_in: float) -> tuple[Figure, Any]:
@@ -52,11 +62,9 @@ def new_figure(rows: int, columns: int, width_in: float, height_in: float) -> tu
         "legend.frameon": False,
         "savefig.facecolor": "white",
     }
-    with pyplot.rc_context(style):
-        size = (width_in, height_in)
-        figure, axes = pyplot.subplots(
-            rows, columns, figsize=size, squeeze=False, layout="constrained"
-        )
+    pyplot.rcParams.update(style)
+    size = (width_in, height_in)
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     return figure, axes
 
 
@@ -150,3 +158,139 @@ def draw_load(points: Sequence[Point], path: Path) -> None:
         each.set_ylim(bottom=0)
         each.legend(loc="upper left")
     save(figure, path)
+
+
+def draw_conversation(trace: Trace, scores: Scores, path: Path) -> None:
+    """Both sides of a recording in rows: the person above, what was heard below."""
+    recording = trace.recording()
+    stretches = _stretches(trace, recording.shape[1] / RATE_HZ)
+    rows, longest_s = len(stretches), max(end_s - begin_s for begin_s, end_s in stretches)
+    figure, axes = new_figure(rows, 1, 13.0, 2.6 * rows + 0.7)
+    figure.suptitle(
+        "A conversation with Parley, as it sounded at the listener's ear",
+        x=0.01, ha="left", fontsize=14, fontweight="bold",
+    )  # fmt: skip
+    for where, (begin_s, end_s) in zip(axes[:, 0], stretches, strict=True):
+        shown = Row(where, begin_s, end_s)
+        _draw_row(shown, recording)
+        _mark_turns(shown, trace, scores)
+        _mark_interruptions(shown, trace, scores)
+        _mark_replies(shown, trace)
+        where.set_xlim(begin_s, begin_s + longest_s)
+    axes[0, 0].legend(
+        handles=_legend(), loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, fontsize=9
+    )
+    axes[-1, 0].set_xlabel("seconds")
+    save(figure, path)
+
+
+def _stretches(trace: Trace, duration_s: float) -> list[tuple[float, float]]:
+    """Where each row begins and ends: shortly before a turn, unless it gets too long so."""
+    turns = [said for said in trace.said if said.kind in ("turn", "prompt")]
+    breaks = [said.onset / RATE_HZ - BEFORE_TURN_S for said in turns[1:]] + [duration_s]
+    stretches, begin_s, end_s = [], 0.0, 0.0
+    for next_s in breaks:
+        if next_s - begin_s > LONGEST_ROW_S and end_s > begin_s:
+            stretches.append((begin_s, end_s))
+            begin_s = end_s
+        while next_s - begin_s > LONGEST_ROW_S:
+            stretches.append((begin_s, begin_s + LONGEST_ROW_S))
+            begin_s += LONGEST_ROW_S
+        end_s = next_s
+    return [*stretches, (begin_s, end_s)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stretch of the conversation and the axes that show it."""
+
+    axes: Axes
+    begin_s: float
+    end_s: float
+
+    def shows(self, time_s: float) -> bool:
+        return self.begin_s <= time_s < self.end_s
+
+
+def _draw_row(row: Row, recording: Samples) -> None:
+    """Envelopes of [2, T] samples: the lowest and highest sample of every 5 ms."""
+    axes, step = row.axes, RATE_HZ // 200
+    first, last = int(row.begin_s * RATE_HZ), int(row.end_s * RATE_HZ)
+    for channel, middle, colour in zip(recording, (1.0, -1.0), (PERSON, PARLEY), strict=True):
+        piece = channel[first:last]
+        blocks = piece[: len(piece) // step * step].reshape(-1, step)
+        scale = 0.8 / max(0.05, float(np.abs(channel).max()))
+        time_s = row.begin_s + (np.arange(len(blocks)) + 0.5) * step / RATE_HZ
+        low, high = middle + scale * blocks.min(axis=1), middle + scale * blocks.max(axis=1)
+        axes.fill_between(time_s, low, high, color=colour, linewidth=0.4)
+    axes.set_ylim(-2.75, 2.75)
+    axes.set_yticks([1.0, -1.0], ["person", "Parley"])
+    axes.grid(visible=False)
+    axes.axhline(0, color=FAINT, linewidth=0.6)
+
+
+def _mark_turns(row: Row, trace: Trace, scores: Scores) -> None:
+    """Speech shaded, its words, the endpoint, and the way to the first audible sample."""
+    axes = row.axes
+    for said in trace.said:
+        onset_s, voiced_s = said.onset / RATE_HZ, said.last_voiced / RATE_HZ
+        first_s, last_s = max(onset_s, row.begin_s), min(voiced_s, row.end_s)
+        if first_s < last_s:
+            axes.axvspan(first_s, last_s, ymin=0.5, color=PERSON, alpha=0.12, linewidth=0)
+        if row.shows(onset_s):
+            axes.text(onset_s, 2.08, f"“{said.clip.text}”", color=PERSON, fontsize=9)
+    turns = [said for said in trace.said if said.kind != "noise"]
+    for said, score in zip(turns, scores.turns, strict=True):
+        voiced_s = said.last_voiced / RATE_HZ
+        if score.latency_ms is None or not row.shows(voiced_s):
+            continue
+        if "endpoint" in score.stages_ms:
+            endpoint_s = voiced_s + score.stages_ms["endpoint"] / 1000.0
+            axes.plot([endpoint_s] * 2, [-0.35, 1.9], ":", color=INK, linewidth=1.0)
+        audible_s = voiced_s + score.latency_ms / 1000.0
+        axes.plot([voiced_s, audible_s], [0, 0], color=INK, linewidth=3.5, zorder=4)
+        axes.plot([audible_s] * 2, [-1.9, 0], "-", color=INK, linewidth=1.0)
+        text = f"{score.latency_ms:.0f} ms"
+        axes.text(audible_s + 0.08, 0.1, text, fontsize=9, fontweight="bold")
+
+
+def _mark_interruptions(row: Row, trace: Trace, scores: Scores) -> None:
+    barge_ins = [said for said in trace.said if said.kind == "barge_in"]
+    for said, score in zip(barge_ins, scores.barge_ins, strict=True):
+        onset_s = said.onset / RATE_HZ
+        if row.shows(onset_s):
+            silent_s = onset_s + score.stop_ms / 1000.0
+            row.axes.axvspan(onset_s, silent_s, color=ALERT, alpha=0.45, linewidth=0)
+            text = f"silent after {score.stop_ms:.0f} ms"
+            row.axes.text(silent_s + 0.08, -0.45, text, color=ALERT, fontsize=9, fontweight="bold")
+
+
+def _mark_replies(row: Row, trace: Trace) -> None:
+    """What Parley says, where it begins to sound."""
+    texts: dict[str, str] = {}
+    for happened in trace.named("response.output_audio_transcript.delta"):
+        item_id = str(happened.event["item_id"])
+        texts[item_id] = texts.get(item_id, "") + str(happened.event["delta"])
+    for item_id, text in texts.items():
+        stretches = [h for h in trace.heard if h.item_id == item_id]
+        if not stretches or not row.shows(stretches[0].start / RATE_HZ):
+            continue
+        start_s = stretches[0].start / RATE_HZ
+        end_s = min(stretches[-1].end / RATE_HZ, row.end_s)
+        width = max(20, int((end_s - start_s) * CHARACTERS_PER_S))
+        lines = textwrap.wrap(" ".join(text.split()), width, max_lines=2, placeholder=" …")
+        place = "left" if start_s + width / CHARACTERS_PER_S < row.end_s else "right"
+        x_s = start_s if place == "left" else row.end_s
+        row.axes.text(x_s, -2.0, "\n".join(lines), color=PARLEY, fontsize=9, ha=place, va="top")
+
+
+def _legend() -> list[Any]:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    return [
+        Patch(color=PERSON, alpha=0.2, label="person speaks"),
+        Line2D([], [], color=INK, linestyle=":", label="end of turn decided"),
+        Line2D([], [], color=INK, linewidth=3.5, label="last voiced → first audible"),
+        Patch(color=ALERT, alpha=0.45, label="interruption → silence"),
+    ]

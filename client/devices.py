@@ -18,6 +18,8 @@ from handlers.messages import RATE_HZ, Samples
 
 BLOCK_S = 0.01
 """Audio per callback: each direction waits for one block before anything can happen."""
+LATENCY_S = 0.03
+"""Asked of both streams. PortAudio's own "low" (9 ms through PulseAudio) broke off now and then."""
 PULL_SAMPLES = 5 * MS
 
 T = TypeVar("T")
@@ -88,7 +90,7 @@ class DeviceAudio:
                 blocksize=round(device.rate_hz * BLOCK_S),
                 channels=device.channels,
                 dtype="float32",
-                latency="low",
+                latency=LATENCY_S,
                 **callbacks,
             )
 

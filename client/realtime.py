@@ -81,7 +81,7 @@ class Realtime:
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
-        self._sent_samples: dict[str, int] = {}  # per item, JSON variant
+        self._received_samples: dict[str, int] = {}  # per item, JSON variant
         self._last_error: Event | None = None
         self._first: Event | AudioChunk | None = None
 
@@ -176,8 +176,8 @@ class Realtime:
             samples = from_pcm16(base64.b64decode(event["delta"], validate=True))
         except (binascii.Error, KeyError, TypeError) as error:
             raise ValueError("unreadable audio") from error
-        start_sample = self._sent_samples.get(item_id, 0)
-        self._sent_samples[item_id] = start_sample + len(samples)
+        start_sample = self._received_samples.get(item_id, 0)
+        self._received_samples[item_id] = start_sample + len(samples)
         return AudioChunk(item_id, start_sample, samples)
 
     def _raise_closed(self, closed: ConnectionClosed) -> NoReturn:

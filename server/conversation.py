@@ -87,8 +87,9 @@ class Conversation:
     def set_transcript(self, item_id: str, text: str) -> None:
         """The text of a user's audio has come. The item may be gone: then nothing happens."""
         item = self._items.get(item_id)
-        if isinstance(item, MessageItem) and item.content:
-            item.content[0].text = text
+        for part in item.content[:1] if isinstance(item, MessageItem) else ():
+            if part.type == "input_audio":
+                part.text = text
 
     def truncate(self, item_id: str, content_index: int, audio_end_ms: int) -> None:
         """The client says how much of a spoken reply was played: the rest is as if never said.

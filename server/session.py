@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from handlers.base import Overloaded
@@ -59,6 +60,7 @@ class Session:
             self._conversation,
             Turns(*turn_taking(self._config, hub)),
         )
+        self._speaker = self._dialogue.speaker
         self._timer: Timer | None = None
         self._timer_s: float | None = None
         self._expiry: Timer | None = None
@@ -107,20 +109,30 @@ class Session:
         except WireError as error:
             self._out.send(wire.refusal(error))
             return
-        try:
-            self._obey(event)
-        except WireError as error:
-            self._out.send(wire.refusal(error, event.event_id))
-        self._settle()
+        self._safely(lambda: self._obey(event), event.event_id)
 
     def receive_audio(self, data: bytes) -> None:
         """A binary frame."""
+        self._safely(lambda: self._append(wire.parse_audio_frame(data).audio))
+
+    def _safely(self, work: Callable[[], None], event_id: str | None = None) -> None:
+        """A refused event is answered; a fault of ours ends this session and no other."""
         try:
-            self._append(wire.parse_audio_frame(data).audio)
+            work()
         except WireError as error:
-            self._out.send(wire.refusal(error))
+            self._out.send(wire.refusal(error, event_id))
+        except Exception:
+            log.exception("session failed")
+            self._out.send(wire.error("internal_error", "The session failed.", kind="server_error"))
+            self.close(1011, "internal_error")
 
     def _obey(self, event: wire.ClientEvent) -> None:
+        try:
+            self._carry_out(event)
+        finally:
+            self._settle()
+
+    def _carry_out(self, event: wire.ClientEvent) -> None:
         now_s = self._clock.time()
         dialogue = self._dialogue
         match event:
@@ -151,9 +163,9 @@ class Session:
             case wire.ResponseCancel(response_id):
                 self._cancel(response_id, now_s)
             case wire.OutputAudioClear():
-                dialogue.stop_reply("client_cancelled", now_s)
+                self._speaker.stop("client_cancelled", now_s)
             case wire.Playback(item_id, played_samples):
-                current = dialogue.current
+                current = self._speaker.current
                 if current is not None and current.item.id == item_id:
                     current.playout.report(played_samples, now_s)
 
@@ -188,21 +200,17 @@ class Session:
         self._config = self._config.merged(
             update,
             known_voices=self._hub.pipeline.voices,
-            voice_locked=self._dialogue.spoke,
+            voice_locked=self._speaker.spoke,
         )
         self._apply_config()
         self._out.send(wire.session_updated(self._config.to_wire(self.id, self._expires_at)))
 
     def _apply_config(self) -> None:
         dialogue, config = self._dialogue, self._config
-        settings, policy = turn_taking(config, self._hub)
-        was_automatic = dialogue.machine.settings.automatic
-        dialogue.machine.settings, dialogue.machine.policy = settings, policy
-        if settings.automatic != was_automatic:
-            dialogue.begin_buffer(self._intake.uncommitted, self._clock.time())
+        dialogue.configure(*turn_taking(config, self._hub), self._clock.time())
         dialogue.transcribe = config.transcription is not None
-        dialogue.instructions = config.instructions
-        dialogue.reply_settings = self._reply_settings(config)
+        self._speaker.instructions = config.instructions
+        self._speaker.settings = self._reply_settings(config)
 
     def _reply_settings(self, config: SessionConfig) -> ReplySettings:
         return ReplySettings(
@@ -214,33 +222,34 @@ class Session:
         )
 
     def _delete(self, item_id: str, now_s: float) -> None:
-        current = self._dialogue.current
+        current = self._speaker.current
         if current is not None and current.item.id == item_id:
-            self._dialogue.stop_reply("client_cancelled", now_s)
+            self._speaker.stop("client_cancelled", now_s)
         self._conversation.delete(item_id)
         self._out.send(wire.item_deleted(item_id))
 
     def _truncate(self, event: wire.ItemTruncate, now_s: float) -> None:
         """What the listener says it heard counts. Truncating the reply under way ends it."""
-        current = self._dialogue.current
+        current = self._speaker.current
         self._conversation.truncate(event.item_id, event.content_index, event.audio_end_ms)
         if current is not None and current.item.id == event.item_id:
             current.playout.report(current.item.heard_samples or 0, now_s)
-            self._dialogue.stop_reply("turn_detected", now_s)
+            self._speaker.stop("turn_detected", now_s)
         self._out.send(wire.item_truncated(event.item_id, event.content_index, event.audio_end_ms))
 
     def _respond(self, event: wire.ResponseCreate, now_s: float) -> None:
         params = event.params
         in_band = params.conversation == "auto"
-        if in_band and self._dialogue.active is not None:
+        active = self._speaker.active
+        if in_band and active is not None:
             raise WireError(
                 "conversation_already_has_active_response",
-                f"Response {self._dialogue.active.id} is in progress: wait for it or cancel it.",
+                f"Response {active.id} is in progress: wait for it or cancel it.",
             )
         config = self._config.for_response(
             params,
             known_voices=self._hub.pipeline.voices,
-            voice_locked=self._dialogue.spoke,
+            voice_locked=self._speaker.spoke,
         )
         messages = None
         if params.input is not None:
@@ -248,36 +257,33 @@ class Session:
         settings = dataclasses.replace(self._reply_settings(config), metadata=params.metadata)
         if not in_band:
             settings = dataclasses.replace(settings, conversation_id=None)
-        self._dialogue.respond(messages, settings, now_s, config.instructions)
+        self._dialogue.respond(messages, settings, config.instructions)
 
     def _cancel(self, response_id: str | None, now_s: float) -> None:
-        active = self._dialogue.active
-        if response_id is not None and self._dialogue.cancel_out_of_band(response_id, now_s):
+        active = self._speaker.active
+        if response_id is not None and self._speaker.cancel_out_of_band(response_id, now_s):
             return
         if active is None or response_id not in (None, active.id):
             message = "There is no such response in progress."
             raise WireError("response_cancel_not_active", message)
-        self._dialogue.stop_reply("client_cancelled", now_s)
+        self._speaker.stop("client_cancelled", now_s)
 
     # From the stages (see `handlers.ticket.Sink`).
 
     def receive(self, message: Message) -> None:
+        self._safely(lambda: self._receive(message))
+
+    def _receive(self, message: Message) -> None:
         now_s = self._clock.time()
-        try:
-            if isinstance(message, Voice):
-                self._intake.listened = max(self._intake.listened, message.end_sample)
-                self._feed()
-                self._dialogue.voice(message.end_sample, message.probability, now_s)
-            else:
-                if isinstance(message, Failed) and message.ticket is self.ticket:
-                    self._intake.listened = self._intake.fed
-                self._dialogue.receive(message, now_s)
-            self._settle()
-        except Exception:
-            # A fault in one session's logic ends that session and no other.
-            log.exception("session failed")
-            self._out.send(wire.error("internal_error", "The session failed.", kind="server_error"))
-            self.close(1011, "internal_error")
+        if isinstance(message, Voice):
+            self._intake.listened = max(self._intake.listened, message.end_sample)
+            self._feed()
+            self._dialogue.voice(message.end_sample, message.probability, now_s)
+        else:
+            if isinstance(message, Failed) and message.ticket is self.ticket:
+                self._intake.listened = self._intake.fed
+            self._dialogue.receive(message, now_s)
+        self._settle()
 
     # Time.
 
@@ -286,7 +292,7 @@ class Session:
         if not self.ticket.live:
             return
         due_s = self._dialogue.settle(self._clock.time())
-        if self._draining and self._dialogue.idle:
+        if self._draining and self._speaker.idle:
             self.close(1001, "server_shutting_down")
             return
         if due_s == self._timer_s:
@@ -294,12 +300,14 @@ class Session:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_s = due_s
-        self._timer = None if due_s is None else self._clock.call_at(due_s, self._tick)
+        self._timer = None if due_s is None else self._clock.call_at(due_s, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = self._timer_s = None
+        self._safely(self._tick)
 
     def _tick(self) -> None:
-        self._timer = self._timer_s = None
-        now_s = self._clock.time()
-        self._dialogue.tick(now_s)
+        self._dialogue.tick(self._clock.time())
         self._settle()
 
 

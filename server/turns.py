@@ -250,6 +250,13 @@ class Turns:
             actions += self._drop()
         return actions
 
+    def configure(self, settings: TurnSettings, policy: EndpointPolicy) -> list[Action]:
+        """New rules. A turn under way does not survive a change between VAD and push-to-talk."""
+        changed = settings.automatic != self.settings.automatic
+        actions = self.clear() if changed else []
+        self.settings, self.policy = settings, policy
+        return actions
+
     def tick(self, now_s: float) -> list[Action]:
         """A deadline has passed. Call it only when all audio received has come as `voice`."""
         actions: list[Action] = []

@@ -229,6 +229,7 @@ class _Chunks:
         # Where the piece and its words stand:
         self._piece_char = self._piece_sample = 0
         self._word = -1
+        self._last_mark = 0
         self._marks: list[WordMark] = []
         self._sent = 0  # samples at RATE_HZ
         self._open = True
@@ -289,7 +290,9 @@ class _Chunks:
             return  # a number or a name that is spoken as several words
         if self._word >= 0:
             char_end = len(self._text[: self._starts[word]].rstrip())
-            self._marks.append(WordMark(char_end, self._at(sample)))
+            # Where eSpeak changes languages, its word events may step back a little.
+            self._last_mark = max(self._last_mark, self._at(sample))
+            self._marks.append(WordMark(char_end, self._last_mark))
         self._word = word
 
     def _at(self, sample: int) -> int:

@@ -126,6 +126,8 @@ class FakeServer:
         self.item, self.sent, self.began = f"item_{self.turns}", 0, self.heard
         self.audio = noise(self.reply_ms, seed=100 + self.turns)
         self.say("response.created", response={})
+        text = f"This is what I say to your turn number {self.turns}, and a little more."
+        self.say("response.output_audio_transcript.delta", item_id=self.item, delta=text)
 
     def _send_audio(self) -> None:
         if self.item is None or self.paused:

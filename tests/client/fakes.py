@@ -77,15 +77,23 @@ async def realtime_server(
     subprotocols: Sequence[Subprotocol] | None = (SUBPROTOCOL,),
     api_key: str | None = None,
 ) -> AsyncIterator[str]:
-    """Serve on a free port; yields the URL. Connection n runs `scripts[n]`, the last one again."""
+    """Serve on a free port; yields the URL. Connection n runs `scripts[n]`, the last one again.
+
+    What a script raises, a failed assertion say, is raised at the end.
+    """
     connections = 0
+    failures: list[Exception] = []
 
     async def handle(socket: ServerConnection) -> None:
         nonlocal connections
         script = scripts[min(connections, len(scripts) - 1)]
         connections += 1
-        with contextlib.suppress(ConnectionClosed):
+        try:
             await script(Peer(socket))
+        except ConnectionClosed:
+            pass
+        except Exception as failure:
+            failures.append(failure)
 
     def check_key(socket: ServerConnection, request: Request) -> Response | None:
         if api_key and request.headers.get("Authorization") != f"Bearer {api_key}":
@@ -104,6 +112,8 @@ async def realtime_server(
     ) as server:
         port = server.sockets[0].getsockname()[1]
         yield f"ws://127.0.0.1:{port}/v1/realtime"
+    if failures:
+        raise failures[0]
 
 
 def tone(n_samples: int, level: float = 0.5, hz: float = 440.0) -> Samples:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from client.conversation import Conversation
-from client.files import BLOCK_SAMPLES, MAX_AFTER_S, FileAudio
+from client.files import BLOCK_SAMPLES, FileAudio
 from client.transcript import Transcript
 from client.wav import WavWriter, read_wav
 from handlers.messages import RATE_HZ, Samples
@@ -74,9 +74,10 @@ async def test_pace_does_not_drift() -> None:
     assert clock.waits_s[2:] == pytest.approx([0.015] * (len(clock.waits_s) - 2))
 
 
-async def test_a_conversation_without_end_is_ended() -> None:
-    clock, talk = Clock(), Recorder({1: tone(RATE_HZ * 200)})
+async def test_a_conversation_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.files.MAX_AFTER_S", 5.0)
+    clock, talk = Clock(), Recorder({1: tone(RATE_HZ * 10)})
     audio = FileAudio(tone(100), None, quiet_s=1.0, sleep=clock.sleep, clock=clock)
     await audio.run(talk)
-    assert clock.now_s - 100.0 == pytest.approx(MAX_AFTER_S, abs=0.1)
+    assert clock.now_s - 100.0 == pytest.approx(5.0, abs=0.1)
     assert "does not end" in talk.out.getvalue()

@@ -3,73 +3,14 @@
 from __future__ import annotations
 
 import base64
-import json
-from typing import Any
 
 import numpy as np
 import pytest
 
 from handlers.audio import to_pcm16
 from handlers.messages import RATE_HZ, Failed
-from server.config import ServerVad, SessionConfig
-from server.hub import Hub
-from server.metrics import Metrics
-from server.options import ServerOptions
-from server.session import Session
-from server.turns import TurnSettings
-from tests.fakes import RecordingOutbox, ScriptedStages, VirtualClock, deliver, tone
-
-FRAME_S = 0.02
-
-
-class Stage:
-    """One client of one server, driven in virtual time."""
-
-    def __init__(self, **options: Any) -> None:
-        self.clock = VirtualClock()
-        self.stages = ScriptedStages(self.clock)
-        vad = ServerVad(silence_duration_ms=320)
-        config = SessionConfig(
-            model="parley",
-            voice="alloy",
-            turn_detection=vad,
-            server_vad=vad,
-            transcription={"model": "fake"},
-        )
-        self.metrics = Metrics()
-        self.hub = Hub(
-            ServerOptions(**options), TurnSettings(), config, self.stages, self.metrics, self.clock
-        )
-        self.out = RecordingOutbox()
-        self.session = Session(self.hub, self.out)
-        self.hub.enter(self.session)
-        self.session.start()
-
-    def send(self, kind: str, **fields: Any) -> None:
-        self.session.receive_text(json.dumps({"type": kind, **fields}))
-
-    def hear(self, seconds: float, voiced: bool) -> None:
-        for _ in range(round(seconds / FRAME_S)):
-            samples = tone(FRAME_S) if voiced else np.zeros(round(FRAME_S * RATE_HZ), np.float32)
-            self.session.receive_audio(to_pcm16(samples))
-            self.clock.advance(FRAME_S)
-
-    def speech(self, seconds: float) -> None:
-        self.hear(seconds, True)
-
-    def silence(self, seconds: float) -> None:
-        self.hear(seconds, False)
-
-    def take(self) -> list[str]:
-        """Types of the events since the last call."""
-        types = self.out.types
-        self.out.events.clear()
-        return types
-
-    @property
-    def history(self) -> list[tuple[str, str]]:
-        """What the LM was last asked."""
-        return [(m.role, m.content) for m in self.stages.asked[-1].messages]
+from tests.fakes import deliver, tone
+from tests.server.stage import Stage
 
 
 def collapsed(types: list[str]) -> list[str]:
@@ -272,6 +213,16 @@ class TestPushToTalk:
         error = stage.out.of("error")[0]["error"]
         assert error["code"] == "input_audio_buffer_commit_empty"
         assert error["event_id"] == "x"
+
+    def test_a_text_that_never_comes_is_told_and_does_not_block_the_response(self) -> None:
+        stage = self.stage()
+        stage.stages.stt_delay_s = None
+        stage.speech(1.0)
+        stage.send("input_audio_buffer.commit")
+        stage.send("response.create")
+        stage.clock.advance(10.0)
+        assert "conversation.item.input_audio_transcription.failed" in stage.out.types
+        assert stage.out.types[-1] == "response.done"
 
     def test_clear_discards(self) -> None:
         stage = self.stage()

@@ -347,7 +347,8 @@ def test_any_order_of_events_keeps_the_protocol_of_actions(events: list[tuple]) 
                 machine.reply(name == "reply")
                 paused = paused and name == "reply"
             case "manual":
-                machine.settings = replace(machine.settings, automatic=value < 1)
+                changed = replace(machine.settings, automatic=value < 1)
+                actions = machine.configure(changed, machine.policy)
         for action in actions:
             match action:
                 case Open():

@@ -17,5 +17,31 @@ $(VENV)/.dev: $(VENV)/.core requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
+# Everything below runs from the virtual environment.
+HOST ?= 127.0.0.1
+PORT ?= 8765
+
+demo: install
+	$(BIN)/python -m benchmarks.demo
+
+serve: install
+	$(BIN)/python -m server --host $(HOST) --port $(PORT)
+
+talk: install
+	$(BIN)/python -m client.listen_and_play --host $(HOST) --port $(PORT)
+
+test: dev check
+	$(BIN)/pytest
+
+check: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	mkdir -p out
+	$(BIN)/python -m benchmarks.latency --json out/latency.json --picture out/latency.png
+	$(BIN)/python -m benchmarks.load --json out/load.json --picture out/load.png
+
 clean:
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis

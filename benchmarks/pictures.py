@@ -156,7 +156,8 @@ def draw_load(points: Sequence[Point], path: Path) -> None:
     for each in axes.reshape(-1):
         each.set_xlabel("sessions streaming")
         each.set_ylim(bottom=0)
-        each.legend(loc="upper left")
+        if each.get_legend_handles_labels()[0]:
+            each.legend(loc="upper left")
     save(figure, path)
 
 

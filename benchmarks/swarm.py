@@ -14,6 +14,7 @@ import json
 import os
 import struct
 from collections.abc import Sequence
+from typing import cast
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -103,8 +104,7 @@ class Link(asyncio.Protocol):
             self.transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._closing:
@@ -157,7 +157,7 @@ class Link(asyncio.Protocol):
         elif opcode == CLOSE:
             code = int.from_bytes(payload[:2], "big")
             self._fail(f"closed {code} {payload[2:].decode('utf-8', 'replace')}".strip())
-            self._closing = True
+            self.close()
         elif opcode == BINARY and self.talk is not None:
             self.talk.receive(AudioChunk(*decode_audio_frame(payload)), self.loop.time())
         elif opcode == TEXT:

@@ -194,7 +194,7 @@ class PlaybackBuffer:
         out[:count] = piece.samples[:count]
         if self._rising:
             self._rising = False
-            out[: min(count, FADE_SAMPLES)] *= 1 - FALL[:count]
+            out[: min(count, FADE_SAMPLES)] *= FALL[::-1][:count]
         position = piece.start_sample + count
         if count < len(piece.samples):
             self._pieces.appendleft(_Piece(piece.item_id, position, piece.samples[count:]))

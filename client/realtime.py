@@ -161,7 +161,7 @@ class Realtime:
                     self._last_error = None
                     return AudioChunk(*decode_audio_frame(frame))
                 return self._decode_event(frame)
-            except (ValueError, WireError):
+            except (ValueError, RecursionError, WireError):
                 continue
 
     def _decode_event(self, text: str) -> Event | AudioChunk:

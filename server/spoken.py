@@ -39,7 +39,7 @@ class _Clause:
             tail = min((mark.end_sample - begin) // 3, UNHEARD_TAIL_SAMPLES)
             if samples < mark.end_sample - tail:
                 break
-            chars, begin = max(chars, mark.char_end), mark.end_sample
+            chars, begin = mark.char_end, mark.end_sample
         return chars
 
     def _estimated(self, samples: int) -> int:
@@ -73,7 +73,7 @@ class SpokenText:
         return len(self._clauses) - 1
 
     def add_audio(self, index: int, samples: int, marks: Sequence[WordMark] = ()) -> None:
-        """Clause `index` goes on for `samples`; `marks` count from the clause's first sample."""
+        """Clause `index` goes on for `samples`; `marks`, in order, count from its first sample."""
         clause = self._clauses[index]
         if clause.start_sample is None:
             clause.start_sample = self.samples

@@ -28,6 +28,7 @@ from handlers.messages import (
     Voice,
 )
 from handlers.ticket import Ticket
+from server.hub import Clock
 
 WINDOW_SAMPLES = 768  # 32 ms at RATE_HZ
 
@@ -113,7 +114,7 @@ class ScriptedStages:
     stage never answers.
     """
 
-    clock: VirtualClock
+    clock: Clock
     words: list[str] = field(default_factory=lambda: ["what", "time", "is", "it"])
     word_s: float = 0.25
     answer: Callable[[str], str] = lambda question: f"You said {question}."

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from handlers.lm.arithmetic import solve
@@ -51,14 +51,21 @@ def answer(messages: Sequence[ChatMessage], now: datetime) -> str:
         return "Hello! I'm listening. What can I do for you?"
     raw = messages[users[-1]].content
     talk = Talk(normalised(raw), raw, messages[: users[-1]], now)
+    reply = _skilled(talk)
+    return _fallback(talk) if reply is None else reply
+
+
+def _skilled(talk: Talk) -> str | None:
     for pattern, function in _SKILLS:
         found = pattern.search(talk.heard)
         reply = function(talk, found) if found else None
         if reply is not None:
             return reply
-    return _fallback(talk)
+    return None
 
 
+HEARD_CHARS = 1000
+"""Of a longer message the rest is ignored, so that no pattern takes long."""
 _SPELLINGS = [
     (re.compile(pattern), written)
     for pattern, written in (
@@ -71,7 +78,7 @@ _SPELLINGS = [
         (r"[^\w\s'.+*/%^×÷−-]", " "),
         (r"\.(?!\d)|(?<!\w)'|'(?!\w)", " "),
         (r"^(?:(?:um+|uh+|er+|hm+|okay|ok|so|well|and|please|parley|hey parley) )+(?=\S)", ""),
-        (r"\b(?:(?:can|could|would|will) you|i want you to|i would like you to)(?: please)? ", ""),
+        (r"^(?:(?:can|could|would|will) you|i (?:want|would like) you to)(?: please)? ", ""),
         (r"(?: (?:please|thanks|thank you|parley))+$", ""),
     )
 ]
@@ -79,10 +86,14 @@ _SPELLINGS = [
 
 def normalised(text: str) -> str:
     """Lower case, no punctuation, contractions in full, without words that mean nothing."""
-    text = " ".join(text.lower().split()) + " "
+    text = text[:HEARD_CHARS].lower()
     for pattern, written in _SPELLINGS:
-        text = " ".join(pattern.sub(written, f"{text} ").split())
+        text = " ".join(pattern.sub(written, text).split())
     return text
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 _GREETINGS = r"hello|hi|hey|good (?:morning|afternoon|evening)|greetings"
@@ -165,7 +176,7 @@ def count(talk: Talk, match: Match) -> str | None:
     if abs(first - last) >= COUNT_LIMIT or max(first, last) > 999:
         return f"That's a bit far. I count at most {COUNT_LIMIT} numbers, up to 999."
     step = 1 if first <= last else -1
-    return (", ".join(in_words(n) for n in range(first, last + step, step)) + ".").capitalize()
+    return _sentence(", ".join(in_words(n) for n in range(first, last + step, step)) + ".")
 
 
 @skill(
@@ -183,8 +194,7 @@ def arithmetic(talk: Talk, match: Match) -> str | None:
     if found is None:
         return None
     value, exact = in_digits(found.value)
-    sentence = f"{found.text} is {'' if exact else 'about '}{value}."
-    return sentence[0].upper() + sentence[1:]
+    return _sentence(f"{found.text} is {'' if exact else 'about '}{value}.")
 
 
 _ELSEWHERE = r"\btime\b.* in (?!the (?:morning|evening)|a (?:minute|moment))\w"
@@ -203,7 +213,7 @@ def time_elsewhere(talk: Talk, match: Match) -> str:
     r"\bhave you got the time\b|\bdo you (?:have|know) the time\b",
 )
 def time(talk: Talk, match: Match) -> str:
-    return _time(talk.now).capitalize()
+    return _sentence(_time(talk.now))
 
 
 def _time(now: datetime) -> str:
@@ -319,10 +329,9 @@ def stop(talk: Talk, match: Match) -> str:
     return "All right."
 
 
-@skill(rf"^(?:{_GREETINGS})(?: there| parley)? (?P<rest>.+)")
+@skill(rf"^(?:(?:{_GREETINGS})(?: there| parley)? )+(?P<rest>.+)")
 def greeted_first(talk: Talk, match: Match) -> str | None:
-    rest = ChatMessage("user", match["rest"])
-    return answer((*talk.before, rest), talk.now)
+    return _skilled(replace(talk, heard=normalised(match["rest"])))
 
 
 ATTACH = "start the server with the --lm flag"

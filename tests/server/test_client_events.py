@@ -199,7 +199,7 @@ ITEM = '{"type":"conversation.item.create","item":'
         ('{"type":"input_audio_buffer.append"}', "missing_required_parameter", "audio"),
         ('{"type":"input_audio_buffer.append","audio":[1]}', "invalid_type", "audio"),
         ('{"type":"input_audio_buffer.append","audio":"AAA"}', "invalid_value", "audio"),
-        ('{"type":"input_audio_buffer.append","audio":"AA*A"}', "invalid_value", "audio"),
+        ('{"type":"input_audio_buffer.append","audio":"A*AAAAA=="}', "invalid_value", "audio"),
         ('{"type":"input_audio_buffer.append","audio":"ÄÄÄÄ"}', "invalid_value", "audio"),
         ('{"type":"input_audio_buffer.append","audio":"AAAA"}', "invalid_value", "audio"),
         ('{"type":"session.update"}', "missing_required_parameter", "session"),
@@ -275,6 +275,9 @@ def test_the_event_id_comes_back_when_it_can_be_read() -> None:
     assert refused('{"event_id":"e1","type":"nonsense"}').event_id == "e1"
     assert refused('{"event_id":"e1","type":"input_audio_buffer.append"}').event_id == "e1"
     assert refused('{"event_id":"e1"').event_id is None
+    unread = refused('{"event_id":"e1","type":"nonsense"}')
+    assert wire.refusal(unread)["error"]["event_id"] == "e1"
+    assert wire.refusal(WireError("code", "No."), "e2")["error"]["event_id"] == "e2"
 
 
 def test_messages_of_errors_never_repeat_what_was_sent() -> None:

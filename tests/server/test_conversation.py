@@ -135,7 +135,10 @@ def test_heard_text_is_a_growing_prefix(clauses: list[Any], at: list[int]) -> No
     spoken = SpokenText()
     for text, samples, marks in clauses:
         index = spoken.add_clause(text)
-        spoken.add_audio(index, samples, [WordMark(*mark) for mark in marks])
+        chars, ends = (
+            (sorted(numbers) for numbers in zip(*marks, strict=True)) if marks else ((), ())
+        )
+        spoken.add_audio(index, samples, list(map(WordMark, chars, ends)))
         spoken.end_clause(index)
     heard = [spoken.heard(samples) for samples in sorted(at)]
     assert all(spoken.text.startswith(text) for text in heard)

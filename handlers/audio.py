@@ -19,8 +19,10 @@ def from_pcm16(data: bytes | memoryview) -> Samples:
 
 def to_pcm16(samples: Samples) -> bytes:
     """float32 [T] → little-endian 16-bit mono, clipped; NaN becomes silence."""
-    scaled = np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0) * np.float32(PCM16_SCALE)
-    data: bytes = np.clip(np.rint(scaled), -32768, 32767).astype("<i2").tobytes()
+    scaled = np.clip(np.rint(samples * np.float32(PCM16_SCALE)), -32768, 32767)
+    if np.isnan(scaled.sum()):
+        scaled = np.nan_to_num(scaled, nan=0.0)
+    data: bytes = scaled.astype("<i2").tobytes()
     return data
 
 

@@ -99,12 +99,16 @@ class Conclude:
 
 @dataclass(frozen=True, slots=True)
 class Prosody:
-    """How the last stretch of speech ended: cues for the endpoint decision."""
+    """How the last stretch of speech ended: cues for the endpoint decision.
 
-    pitch_slope_st_s: float | None  # semitones per second over the last voiced ~250 ms
-    pitch_end_st: float | None  # last pitch against the speaker's median, semitones
-    level_drop_db: float | None  # last voiced ~100 ms against the utterance's median level
-    final_lengthening: float | None  # last voiced run against the median voiced run
+    Pitches are in semitones, against the same utterance's median or its lowest tenth.
+    """
+
+    pitch_end_st: float  # last pitch above the median
+    pitch_above_low_st: float  # last pitch above the speaker's low
+    pitch_slope_st_s: float  # over the last 250 ms, per second
+    pitch_fall_st: float  # from the head of the last 250 ms to the end
+    fade_ms: float  # between the last moment at full level and the end
 
 
 # STT → session

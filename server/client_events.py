@@ -123,7 +123,7 @@ def parse(data: str | bytes) -> ClientEvent:
     event_id: str | None = None
     try:
         event_id = fields.text("event_id")
-        read = _READERS.get(fields.required(fields.text, "type"))
+        read = READERS.get(fields.required(fields.text, "type"))
         if read is None:
             raise WireError("invalid_event", "There is no client event of this type.", "type")
         return read(fields, event_id)
@@ -183,7 +183,7 @@ def _playback(fields: Fields, event_id: str | None) -> Playback:
     return Playback(fields.required(fields.name, "item_id"), played, event_id)
 
 
-_READERS: dict[str, Callable[[Fields, str | None], ClientEvent]] = {
+READERS: dict[str, Callable[[Fields, str | None], ClientEvent]] = {
     "input_audio_buffer.append": _audio_append,
     "input_audio_buffer.commit": lambda _, event_id: AudioCommit(event_id),
     "input_audio_buffer.clear": lambda _, event_id: AudioClear(event_id),

@@ -130,9 +130,7 @@ class SessionConfig:
         if fields.choice("type", "realtime", "transcription") == "transcription":
             message = "Transcription sessions are not supported."
             raise WireError("unsupported_session_type", message, "session.type")
-        if fields.text("model") not in (None, self.model):
-            message = "The model of a session cannot be changed."
-            raise WireError("cannot_update_model", message, "session.model")
+        fields.text("model")  # the server has the one model it has
         changes = {**_common(fields), **read_stored(fields), **self._input_changes(fields)}
         output = _inside(fields, "output")
         if (speed := output.number("speed", 0.25, 1.5)) is not None:

@@ -78,6 +78,7 @@ class Reply:
         self._cut_short = False  # ... because of max_tokens
         self._failure: Failed | None = None
         self._opened = False  # the item has been announced
+        self._previous: str | None = None  # the item before it
         self._usage = (0, 0)
 
     # What the stages make.
@@ -147,7 +148,7 @@ class Reply:
         """Stop. Of a spoken reply only what was heard remains."""
         self.ticket.cancel()
         if self.settings.spoken:
-            self.item.heard_samples = self.playout.heard(now_s)
+            self.item.cut(self.playout.heard(now_s))
         if self.active:
             self._close("cancelled", {"type": "cancelled", "reason": reason})
 
@@ -210,7 +211,7 @@ class Reply:
         if self._opened:
             return
         self._opened = True
-        previous = self._host.add_reply_item(self)
+        self._previous = previous = self._host.add_reply_item(self)
         item = self.item.to_wire()
         self._host.send(wire.output_item_added(self.id, item))
         if self.settings.conversation_id is not None:
@@ -231,7 +232,7 @@ class Reply:
 
     def _complete(self) -> None:
         if self._failure is not None:
-            self.item.heard_samples = self.playout.total
+            self.item.cut(self.playout.total)
             code, message = self._failure.code, self._failure.message
             self._host.send(wire.error(code, message, kind="server_error"))
             error = {"type": "server_error", "code": code}
@@ -258,7 +259,7 @@ class Reply:
             item = self.item.to_wire()
             self._host.send(wire.output_item_done(self.id, item))
             if self.settings.conversation_id is not None:
-                self._host.send(wire.item_done(item, None))
+                self._host.send(wire.item_done(item, self._previous))
         self._host.send(wire.response_done(self.to_wire(details)))
 
     def to_wire(self, details: dict[str, Any] | None = None) -> dict[str, Any]:

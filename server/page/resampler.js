@@ -39,7 +39,7 @@ export class Resampler {
       start += Math.floor(this.#phase / count);
       this.#phase %= count;
     }
-    // A step is never longer than the filter: rates differ by less than sixteen times.
+    // A step is shorter than the filter is wide: `start` lies within the input.
     this.#waiting = input.slice(start);
     return Float32Array.from(out);
   }

@@ -129,7 +129,7 @@ _CLAUSES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(_CLAUSES, st.lists(st.integers(0, 250_000), min_size=2, max_size=6))
 def test_heard_text_is_a_growing_prefix(clauses: list[Any], at: list[int]) -> None:
     spoken = SpokenText()

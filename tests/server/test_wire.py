@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import ast
 import base64
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handlers.messages import Samples
-from server import wire
+from server import client_events, wire
 from server.config import SessionConfig
 from server.fields import WireError
 from server.items import (
@@ -180,3 +182,21 @@ def test_any_bytes_as_an_audio_frame(data: bytes) -> None:
     except WireError:
         return
     assert wire.encode_audio_frame(item_id, start_sample, samples) == data
+
+
+def test_the_protocol_page_names_every_client_event_and_error_code() -> None:
+    root = Path(wire.__file__).parent.parent
+    page = (root / "docs" / "protocol.md").read_text()
+    codes = set()
+    for source in (root / "server").glob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text())):
+            match node:
+                case ast.Call(
+                    func=ast.Name("WireError") | ast.Attribute(attr="WireError" | "error"),
+                    args=[ast.Constant(str(code)), _, *_],
+                ) if " " not in code:
+                    codes.add(code)
+    assert "unsupported_format" in codes
+    assert {code for code in codes if f"`{code}`" not in page} == set()
+    events = (kind for kind in client_events.READERS if f"`{kind}`" not in page)
+    assert list(events) == []

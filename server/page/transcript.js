@@ -1,0 +1,150 @@
+// The written conversation. Words are only ever set as text, never as markup.
+
+const MAX_TURNS = 200;
+const MAX_HISTORY = 40;
+const NEAR_END_PX = 80;
+
+export class Transcript {
+  #list;
+  #turns = new Map(); // item id → its parts of the page
+
+  constructor(list) {
+    this.#list = list;
+  }
+
+  /** The person's turn, empty at first. */
+  person(itemId) {
+    return this.#turn(itemId, "person", "You");
+  }
+
+  personDelta(itemId, delta) {
+    this.#append(this.person(itemId), delta);
+  }
+
+  personFinal(itemId, text) {
+    if (text.trim()) this.#settle(this.person(itemId), text);
+    else this.drop(itemId);
+  }
+
+  personFailed(itemId) {
+    this.#settle(this.person(itemId), "");
+    this.mark(itemId, "not understood");
+  }
+
+  /** It was no turn after all. */
+  drop(itemId) {
+    this.#turns.get(itemId)?.root.remove();
+    this.#turns.delete(itemId);
+  }
+
+  parleyDelta(itemId, delta) {
+    this.#append(this.#turn(itemId, "parley", "Parley"), delta);
+  }
+
+  /** What was really said: after an interruption less than was written. */
+  parleyFinal(itemId, text) {
+    if (this.#turns.has(itemId)) this.#settle(this.#turns.get(itemId), text);
+  }
+
+  parleyPaused(itemId) {
+    this.#turns.get(itemId)?.root.classList.add("paused");
+  }
+
+  parleyResumed() {
+    for (const turn of this.#list.querySelectorAll(".paused")) turn.classList.remove("paused");
+  }
+
+  parleyCut(itemId, status) {
+    const turn = this.#turns.get(itemId);
+    if (!turn) return;
+    if (!turn.text.textContent.trim()) {
+      this.drop(itemId);
+      return;
+    }
+    turn.root.classList.add("cut");
+    this.mark(itemId, status === "cancelled" ? "interrupted" : "broken off");
+  }
+
+  /** No reply is being written any more. */
+  parleyDone() {
+    for (const turn of this.#list.querySelectorAll(".parley[aria-busy]")) {
+      turn.removeAttribute("aria-busy");
+    }
+    this.parleyResumed();
+  }
+
+  /** A small remark beside a turn. */
+  mark(itemId, text) {
+    const turn = this.#turns.get(itemId);
+    if (turn) turn.marks.append(element("span", "mark", text));
+  }
+
+  /** A line between the turns. */
+  note(text) {
+    this.#add(element("p", "note", text));
+  }
+
+  clear() {
+    this.#list.replaceChildren();
+    this.#turns.clear();
+  }
+
+  /** The last turns, as [{role, text}]. */
+  history() {
+    return [...this.#turns.values()]
+      .map(({ root, text }) => ({
+        role: root.classList.contains("person") ? "user" : "assistant",
+        text: text.textContent,
+      }))
+      .filter(({ text }) => text)
+      .slice(-MAX_HISTORY);
+  }
+
+  #turn(itemId, side, name) {
+    const known = this.#turns.get(itemId);
+    if (known) return known;
+    const root = element("article", `turn ${side}`);
+    const text = element("p", "text");
+    const marks = element("span", "marks");
+    const head = element("header", "", name);
+    head.append(marks);
+    root.append(head, text);
+    root.dataset.item = itemId;
+    root.setAttribute("aria-busy", "true");
+    const turn = { root, text, marks };
+    this.#turns.set(itemId, turn);
+    this.#add(root);
+    if (this.#turns.size > MAX_TURNS) this.drop(this.#turns.keys().next().value);
+    return turn;
+  }
+
+  #append(turn, delta) {
+    this.#keepingEnd(() => turn.text.append(delta));
+  }
+
+  #settle(turn, text) {
+    this.#keepingEnd(() => {
+      turn.text.textContent = text;
+      turn.root.removeAttribute("aria-busy");
+    });
+  }
+
+  #add(node) {
+    this.#keepingEnd(() => this.#list.append(node));
+  }
+
+  /** Who reads the end goes on reading the end. */
+  #keepingEnd(change) {
+    const box = this.#list;
+    const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < NEAR_END_PX;
+    change();
+    if (atEnd) box.scrollTop = box.scrollHeight;
+  }
+}
+
+function element(tag, className, text = "") {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  node.textContent = text;
+  return node;
+}

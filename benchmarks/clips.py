@@ -120,11 +120,16 @@ def silent_gaps(speech: Samples, shortest_s: float, floor_db: float = -np.inf) -
 
 
 def make_clips(
-    seed: int, count: int, *, phrases: Sequence[str] = TURNS, tail_s: float = 2.5
+    seed: int,
+    count: int,
+    *,
+    phrases: Sequence[str] = TURNS,
+    variants: Sequence[str] = VARIANTS,
+    tail_s: float = 2.5,
 ) -> list[Clip]:
     """`count` turns: a tenth very short, a third plain, the others with one pause inside."""
     with Synthesizer() as synthesizer:
-        studio = Studio(random.Random(seed), synthesizer, tail_s)
+        studio = Studio(random.Random(seed), synthesizer, variants, tail_s)
         order = studio.shuffled(phrases)
         kinds: tuple[Kind, ...] = ("parts", "plain", "phrase", "hesitation", "plain")
         clips = []
@@ -140,7 +145,7 @@ def make_clips(
 def make_interruptions(seed: int, count: int) -> list[Clip]:
     """Barge-ins (`speech`) and coughs, knocks and "mm-hm" (`noise`), by turns."""
     with Synthesizer() as synthesizer:
-        studio = Studio(random.Random(seed), synthesizer, tail_s=2.5)
+        studio = Studio(random.Random(seed), synthesizer, VARIANTS, tail_s=2.5)
         return [
             studio.barge_in(f"speech-{seed}-{index:03d}")
             if index % 2 == 0
@@ -222,8 +227,15 @@ def placed(
 class Studio:
     """Draws speakers, rooms and levels from one seeded source."""
 
-    def __init__(self, source: random.Random, synthesizer: Synthesizer, tail_s: float) -> None:
+    def __init__(
+        self,
+        source: random.Random,
+        synthesizer: Synthesizer,
+        variants: Sequence[str],
+        tail_s: float,
+    ) -> None:
         self.random = source
+        self._variants = variants
         self._synthesizer = synthesizer
         self._tail_s = tail_s
         self._rng = np.random.default_rng(source.getrandbits(32))
@@ -233,7 +245,7 @@ class Studio:
 
     def speaker(self) -> Speaker:
         return Speaker(
-            voice=f"{self.random.choice(LANGUAGES)}+{self.random.choice(VARIANTS)}",
+            voice=f"{self.random.choice(LANGUAGES)}+{self.random.choice(self._variants)}",
             speed_wpm=self.random.randint(140, 200),
             pitch=self.random.randint(30, 70),
             intonation=self.random.randint(40, 80),

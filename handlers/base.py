@@ -60,7 +60,7 @@ class Handler(Generic[S]):
 
     stage: ClassVar[str] = "stage"
     requests: ClassVar[tuple[type, ...]] = ()
-    """Messages that start the clock for the time to first output."""
+    """Messages that start the clock for the time to first output, once a ticket."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Handler(Generic[S]):
         self._wake = threading.Condition()
         self._stopping = False
         self._states: dict[Ticket, S] = {}
-        self._asked: dict[Ticket, float] = {}
+        self._asked: dict[Ticket, float | None] = {}  # None: its first output is out
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
         self._broken: BaseException | None = None
@@ -154,8 +154,9 @@ class Handler(Generic[S]):
         """Send a result on, unless its ticket has died meanwhile."""
         if not message.ticket.live:
             return
-        asked = self._asked.pop(message.ticket, None)
+        asked = self._asked.get(message.ticket)
         if asked is not None:
+            self._asked[message.ticket] = None
             self._observer.first_output(self.stage, time.monotonic() - asked)
         self._emit(message)
 
@@ -221,9 +222,8 @@ class Handler(Generic[S]):
             if not message.ticket.live:
                 continue
             self._observer.waited(self.stage, now - put_at)
-            if isinstance(message, self.requests):
+            if isinstance(message, self.requests) and message.ticket not in self._asked:
                 self._asked[message.ticket] = put_at
-                # `emit` never sees a ticket that died: forget the clock then.
                 message.ticket.on_cancel(partial(self._forget_clock, message.ticket))
             batch.append(message)
         return batch

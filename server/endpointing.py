@@ -7,8 +7,10 @@ The clock starts at the last voiced sample. Someone who sounds finished is answe
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass
 from typing import Protocol
+
+import numpy as np
 
 from handlers.messages import Prosody
 
@@ -123,24 +125,13 @@ class TextPolicy:
         return hold_ms
 
     def _of_score(self, log_odds: float) -> float:
-        steps = (
-            (UNFINISHED_BELOW, self.unfinished_ms),
-            (UNSURE[0], self.unsure_ms),
-            (UNSURE[1], self.unsure_ms),
-            (FINISHED_ABOVE, self.finished_ms),
-        )
-        if log_odds <= UNFINISHED_BELOW:
-            return self.unfinished_ms
-        for (low, low_ms), (high, high_ms) in zip(steps, steps[1:], strict=False):
-            if log_odds <= high:
-                return low_ms + (high_ms - low_ms) * (log_odds - low) / (high - low)
-        return self.finished_ms
+        holds_ms = (self.unfinished_ms, self.unsure_ms, self.unsure_ms, self.finished_ms)
+        return float(np.interp(log_odds, (UNFINISHED_BELOW, *UNSURE, FINISHED_ABOVE), holds_ms))
 
 
 def score(cues: Cues) -> float:
     """Log-odds that the turn is over."""
-    found = features(cues)
-    return BIAS + sum(getattr(WEIGHTS, f.name) * getattr(found, f.name) for f in fields(Features))
+    return BIAS + float(np.dot(astuple(WEIGHTS), astuple(features(cues))))
 
 
 def features(cues: Cues) -> Features:

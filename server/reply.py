@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from handlers.clauses import ClauseSplitter, speakable
-from handlers.messages import RATE_HZ, ChatMessage, Failed, Samples, Say, Speech
+from handlers.clauses import ClauseSplitter, SpeakableText, speakable_text
+from handlers.messages import RATE_HZ, ChatMessage, Failed, Samples, Say, Speech, WordMark
 from handlers.ticket import Ticket
 from server import wire
 from server.items import MessageItem, spoken_reply, text_reply
@@ -69,6 +69,7 @@ class Reply:
         self._host = host
         self._splitter = ClauseSplitter()
         self._clauses: list[str] = []
+        self._cleaned: list[SpeakableText] = []  # the clauses given to TTS, as TTS got them
         self._said = 0  # clauses given to TTS
         self._spoken = 0  # clauses TTS has finished
         self._announced = 0  # clauses whose transcript was sent
@@ -100,7 +101,11 @@ class Reply:
     def speech(self, message: Speech) -> None:
         self._begin(message.index)
         assert self.item.spoken is not None
-        self.item.spoken.add_audio(message.index, len(message.samples), message.marks)
+        cleaned = self._cleaned[message.index]
+        marks = [
+            WordMark(cleaned.raw_end(mark.char_end), mark.end_sample) for mark in message.marks
+        ]
+        self.item.spoken.add_audio(message.index, len(message.samples), marks)
         self.playout.push(message.samples)
 
     def clause_spoken(self, index: int) -> None:
@@ -200,10 +205,11 @@ class Reply:
             and self.playout.ahead_samples(now_s) < MAX_AHEAD_SAMPLES
             and self._failure is None
         ):
-            index, text = self._said, speakable(self._clauses[self._said])
-            s = self.settings
+            index, s = self._said, self.settings
+            cleaned = speakable_text(self._clauses[index])
+            self._cleaned.append(cleaned)
             self._said += 1
-            self._host.say(self, Say(self.ticket, text, index, s.voice, s.speed))
+            self._host.say(self, Say(self.ticket, cleaned.text, index, s.voice, s.speed))
 
     # The wire.
 

@@ -15,16 +15,16 @@ from handlers.tts.espeak_voice import EspeakVoice, Manner, SynthesizerError
 SPEED_MIN, SPEED_MAX = 0.25, 1.5  # the Realtime protocol's range
 
 OPENAI_VARIANTS = {
-    "alloy": "f3",
+    "alloy": "f2",
     "ash": "m3",
-    "ballad": "m7",
-    "coral": "f2",
+    "ballad": "edward",
+    "cedar": "m6",
+    "coral": "f5",
     "echo": "m1",
-    "sage": "steph",
-    "shimmer": "f5",
-    "verse": "m8",
-    "marin": "Andrea",
-    "cedar": "m2",
+    "marin": "f4",
+    "sage": "f3",
+    "shimmer": "f1",
+    "verse": "benjamin",
 }
 """The voice names of stock Realtime clients, each a variant of the configured language."""
 
@@ -35,7 +35,7 @@ Clauses = deque[Iterator[None]]
 @dataclass(frozen=True)
 class EspeakOptions:
     voice: str = field(
-        default="en-us+f3",
+        default="en-us+f2",
         metadata={"help": "language, or language+variant, e.g. de+m3", "flag": "--tts_voice"},
     )
     speed_wpm: int = field(

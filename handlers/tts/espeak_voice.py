@@ -27,7 +27,6 @@ GAP_WPM = 165  # the rate that the gaps below belong to
 GAP_END_S, GAP_PAUSE_S, GAP_NONE_S = 0.28, 0.15, 0.05
 """Silence after a clause that ends with a full stop, with a comma, with no mark."""
 AUDIBLE = 64 / PCM16_SCALE  # -54 dB full scale
-LEAD_S = 0.002  # kept before the first audible sample
 FIRST_CHUNK_S, CHUNK_S = 0.05, 0.24
 """The first chunk is small so that it comes early, the rest larger so that they are few."""
 PIECE_CHARS = 300
@@ -218,7 +217,6 @@ class _Chunks:
         self._ratio = RATE_HZ / rate_hz
         self._resampler = Resampler(rate_hz, RATE_HZ, "HQ")
         self._gap = round(gap_s * rate_hz)
-        self._lead = round(LEAD_S * rate_hz)
         self._target, self._target_max = round(FIRST_CHUNK_S * rate_hz), round(CHUNK_S * rate_hz)
         # Samples at the library's rate:
         self._fed = 0  # made so far
@@ -229,8 +227,8 @@ class _Chunks:
         # Where the piece and its words stand:
         self._piece_char = self._piece_sample = 0
         self._word = -1
-        self._last_mark = 0
-        self._marks: list[WordMark] = []
+        self._latest = 0
+        self._marks: list[tuple[int, int]] = []  # where words end: character, sample made
         self._sent = 0  # samples at RATE_HZ
         self._open = True
 
@@ -250,7 +248,7 @@ class _Chunks:
             else:
                 self._quiet.append(audio)
             return self._open
-        cut = max(int(loud[0]) - self._lead, 0) if first else 0
+        cut = int(loud[0]) if first else 0
         self._trimmed += cut
         end = int(loud[-1]) + 1
         self._wait(*self._quiet, audio[cut:end])
@@ -263,10 +261,10 @@ class _Chunks:
     def finish(self) -> None:
         if self._trimmed == self._fed:
             return  # nothing to be heard in it
-        end = self._at(self._fed - sum(map(len, self._quiet)))
+        end = self._fed - sum(map(len, self._quiet))
         # A word without a sound may have begun in the silence that is cut off here.
-        marks = [WordMark(mark.char_end, min(mark.end_sample, end)) for mark in self._marks]
-        self._marks = [*marks, WordMark(len(self._text.rstrip()), end)]
+        self._marks = [(char, min(sample, end)) for char, sample in self._marks]
+        self._marks.append((len(self._text.rstrip()), end))
         tail = np.concatenate(self._quiet)[: self._gap]
         self._wait(tail, np.zeros(self._gap - len(tail), np.float32))
         self._send(last=True)
@@ -279,10 +277,11 @@ class _Chunks:
         out = self._resampler.push(np.concatenate(self._waiting), last)
         self._waiting, self._waiting_samples = [], 0
         self._sent += len(out)
-        due = [mark for mark in self._marks if last or mark.end_sample <= self._sent]
+        marks = [WordMark(char, self._at(sample)) for char, sample in self._marks]
+        due = tuple(mark for mark in marks if last or mark.end_sample <= self._sent)
         self._marks = self._marks[len(due) :]
         if len(out):
-            self._open = self._emit(out, tuple(due))
+            self._open = self._emit(out, due)
 
     def _word_starts(self, char: int, sample: int) -> None:
         word = bisect_right(self._starts, char) - 1
@@ -291,8 +290,8 @@ class _Chunks:
         if self._word >= 0:
             char_end = len(self._text[: self._starts[word]].rstrip())
             # Where eSpeak changes languages, its word events may step back a little.
-            self._last_mark = max(self._last_mark, self._at(sample))
-            self._marks.append(WordMark(char_end, self._last_mark))
+            self._latest = max(self._latest, sample)
+            self._marks.append((char_end, self._latest))
         self._word = word
 
     def _at(self, sample: int) -> int:

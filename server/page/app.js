@@ -5,7 +5,7 @@ import { Strip } from "./strip.js";
 import { Transcript } from "./transcript.js";
 
 const VOICES = "alloy ash ballad cedar coral echo marin sage shimmer verse".split(" ");
-const SCALE_S = 1.5; // a full bar of the response times
+const LEAST_SCALE_S = 0.6; // of the bars of the response times
 
 const STATES = {
   off: "Not connected",
@@ -113,10 +113,11 @@ function answered(itemId, seconds) {
   const text = `${seconds.toFixed(2)} s`;
   transcript.mark(itemId, `answered in ${text}`);
   $("answer-last").textContent = text;
+  const scale_s = Math.max(LEAST_SCALE_S, ...conversation.answers_s);
   $("answer-bars").replaceChildren(
     ...conversation.answers_s.map((one) => {
       const bar = document.createElement("li");
-      bar.style.setProperty("--height", `${Math.min(1, Math.max(0.04, one / SCALE_S)) * 100}%`);
+      bar.style.setProperty("--height", `${(Math.max(0, one) / scale_s) * 100}%`);
       bar.title = `${one.toFixed(2)} s`;
       bar.append(Object.assign(document.createElement("span"), { textContent: one.toFixed(2) }));
       return bar;

@@ -27,9 +27,9 @@ export class AudioEngine {
     this.#on = handlers;
   }
 
-  /** Whether a browser gives us audio here; without a secure page it gives neither way. */
+  /** Whether there is audio at all: without a secure page there is none, in either direction. */
   static get available() {
-    return typeof AudioWorkletNode === "function";
+    return typeof AudioContext === "function" && "audioWorklet" in AudioContext.prototype;
   }
 
   /** Begin to play. Call it from a click: browsers want one. */

@@ -124,7 +124,7 @@ export class Transcript {
 
   #settle(turn, text) {
     this.#keepingEnd(() => {
-      turn.text.textContent = text;
+      turn.text.textContent = text.trim();
       turn.root.removeAttribute("aria-busy");
     });
   }

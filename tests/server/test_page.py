@@ -1,0 +1,463 @@
+"""The page in a real browser: a WAV as microphone, the real wire, scripted stages."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import queue
+import threading
+import wave
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from handlers.messages import RATE_HZ, Ask, AudioIn, Finish, Listen, Retain, Samples, Say
+from server.session import Session
+from tests.fakes import ScriptedStages
+from tests.server.chromium import Chromium, Page, find, launched
+from tests.server.serving import Serving, serving
+
+BROWSER = find()
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on the path")
+
+MICROPHONE_HZ = 48_000
+NOISE_LEVEL = 0.01  # what the browser's own processing leaves of silence is less
+LIMIT_S = 8.0
+FOREIGN = "parley.test"  # a plain-http name that is not loopback: no secure context
+
+
+@dataclass
+class Gated:
+    """Scripted stages for which quiet audio is silence."""
+
+    stages: ScriptedStages
+
+    @property
+    def voices(self) -> tuple[str, ...]:
+        return self.stages.voices
+
+    def hear(self, message: AudioIn | Retain | Listen | Finish) -> None:
+        if isinstance(message, AudioIn) and np.std(message.samples) < NOISE_LEVEL:
+            message = dataclasses.replace(message, samples=message.samples * 0)
+        self.stages.hear(message)
+
+    def ask(self, message: Ask) -> None:
+        self.stages.ask(message)
+
+    def say(self, message: Say) -> None:
+        self.stages.say(message)
+
+
+@dataclass
+class Received:
+    """What the server got from the page, in order; audio frames as {"type": "audio"}."""
+
+    events: list[dict[str, Any]] = field(default_factory=list)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def add(self, event: dict[str, Any]) -> None:
+        with self.changed:
+            self.events.append(event)
+            self.changed.notify_all()
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["type"] == kind]
+
+    def wait(self, what: Callable[[], object]) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: bool(what()), LIMIT_S), self.types
+
+    @property
+    def types(self) -> list[str]:
+        """Runs of the same type counted once."""
+        types = [event["type"] for event in self.events]
+        return [t for i, t in enumerate(types) if i == 0 or types[i - 1] != t]
+
+    @property
+    def playback(self) -> list[int]:
+        return [event["played_samples"] for event in self.of("parley.playback")]
+
+
+@dataclass
+class Stage:
+    """One browser with one tab at a time, before one server."""
+
+    browser: Chromium
+    microphone: Path
+    served: Serving
+    loop: asyncio.AbstractEventLoop
+    received: Received
+
+    def listen_to(self, *parts: tuple[float, bool]) -> None:
+        """What the microphone will hear from its opening: (seconds, whether voiced)."""
+        audio = np.concatenate([voice(seconds) * voiced for seconds, voiced in parts])
+        with wave.open(str(self.microphone), "wb") as file:
+            file.setparams((1, 2, MICROPHONE_HZ, 0, "NONE", ""))
+            file.writeframes((audio * 32767).astype("<i2").tobytes())
+
+    def say(self, words: list[str], answer: str) -> None:
+        """What the recogniser will understand and the responder say."""
+        self.served.stages.words = words
+        self.served.stages.answer = lambda question: answer
+
+    def configure(self, **options: Any) -> None:
+        self.served.hub.options = dataclasses.replace(self.served.hub.options, **options)
+
+    def on_loop(self, call: Callable[[], None]) -> None:
+        self.loop.call_soon_threadsafe(call)
+
+    def page(self, host: str = "127.0.0.1") -> Page:
+        return self.browser.page(f"http://{host}:{self.served.port}/")
+
+    @property
+    def spoken_samples(self) -> int:
+        """Length of all replies so far."""
+        stages = self.served.stages
+        return sum(round(stages.char_s * len(one.text) * RATE_HZ) for one in stages.said)
+
+
+def voice(seconds: float) -> Samples:
+    """Something that noise suppression takes for speech, [T] at MICROPHONE_HZ."""
+    t = np.arange(round(seconds * MICROPHONE_HZ)) / MICROPHONE_HZ
+    pitch_hz = 140 + 25 * np.sin(2 * np.pi * 2.1 * t)
+    phase = 2 * np.pi * np.cumsum(pitch_hz) / MICROPHONE_HZ
+    buzz = sum(np.sin(k * phase) / k for k in range(1, 16))
+    swell = 0.55 + 0.45 * np.sin(2 * np.pi * 4 * t)
+    return np.clip(0.25 * buzz * swell, -1, 1).astype(np.float32)
+
+
+@dataclass
+class Running:
+    served: Serving
+    loop: asyncio.AbstractEventLoop
+    stop: asyncio.Event
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    ready: queue.Queue[Running] = queue.Queue()
+
+    async def main() -> None:
+        async with serving(allowed_origins="") as served:
+            running = Running(served, asyncio.get_running_loop(), asyncio.Event())
+            served.hub.pipeline = Gated(served.stages)
+            ready.put(running)
+            await running.stop.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread.start()
+    running = ready.get(timeout=LIMIT_S)
+    yield running
+    running.loop.call_soon_threadsafe(running.stop.set)
+    thread.join(LIMIT_S)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Chromium, Path]]:
+    assert BROWSER is not None
+    home = tmp_path_factory.mktemp("chromium")
+    microphone = home / "microphone.wav"
+    flags = (
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-audio-capture={microphone}%noloop",
+        "--autoplay-policy=no-user-gesture-required",
+        f"--host-resolver-rules=MAP {FOREIGN} 127.0.0.1",
+    )
+    with launched(BROWSER, home / "profile", flags) as chromium:
+        yield chromium, microphone
+
+
+@pytest.fixture
+def stage(
+    server: Running, browser: tuple[Chromium, Path], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Stage]:
+    received = Received()
+    receive_text, receive_audio = Session.receive_text, Session.receive_audio
+
+    def text(session: Session, data: str) -> None:
+        received.add(json.loads(data))
+        receive_text(session, data)
+
+    def audio(session: Session, data: bytes) -> None:
+        received.add({"type": "audio", "bytes": len(data)})
+        receive_audio(session, data)
+
+    monkeypatch.setattr(Session, "receive_text", text)
+    monkeypatch.setattr(Session, "receive_audio", audio)
+    options = server.served.hub.options
+    server.served.stages.said.clear()
+    server.served.stages.asked.clear()
+    stage = Stage(browser[0], browser[1], server.served, server.loop, received)
+    stage.listen_to((10.0, False))
+    yield stage
+    server.served.hub.options = options
+
+
+@pytest.fixture
+def page(stage: Stage) -> Iterator[Page]:
+    """A tab that must end without an error in its console."""
+    page = stage.page()
+    yield page
+    errors = page.errors()
+    page.close()
+    assert errors == []
+
+
+def click(page: Page, element_id: str) -> None:
+    page.evaluate(f"document.getElementById('{element_id}').click()")
+
+
+def write(page: Page, text: str) -> None:
+    page.evaluate(f"document.getElementById('text').value = {json.dumps(text)}")
+    page.evaluate("document.getElementById('compose').requestSubmit()")
+
+
+def until_state(page: Page, state: str) -> None:
+    page.evaluate(f"until(() => document.body.dataset.state === '{state}')")
+
+
+def until_notice(page: Page, code: str) -> str:
+    text: str = page.evaluate(
+        f"until(() => !notice.hidden && notice.dataset.code === '{code}' && notice.innerText)"
+    )
+    return text.strip()
+
+
+def turns(page: Page) -> list[tuple[str, str]]:
+    """(side, text) of each turn of the transcript."""
+    found = page.evaluate(
+        "[...document.querySelectorAll('.turn')].map((turn) =>"
+        "[turn.classList[1], turn.querySelector('.text').textContent])"
+    )
+    return [(side, text) for side, text in found]
+
+
+def until_text(page: Page, selector: str, text: str) -> None:
+    page.evaluate(
+        f"until(() => [...document.querySelectorAll('{selector}')]"
+        f".some((one) => one.textContent.includes({json.dumps(text)})))"
+    )
+
+
+def status(page: Page) -> dict[str, Any]:
+    found: dict[str, Any] = page.evaluate("parley.status()")
+    return found
+
+
+def test_a_spoken_turn_is_written_answered_heard_and_interrupted(stage: Stage, page: Page) -> None:
+    stage.listen_to((0.4, False), (0.8, True), (2.2, False), (0.9, True), (6.0, False))
+    stage.say(["what", "time", "is", "it"], "It is twelve. And there is a long story to it.")
+    click(page, "start")
+    until_text(page, ".person[aria-busy] .text", "what")
+    until_state(page, "hearing")
+    until_state(page, "speaking")
+    assert turns(page)[0] == ("person", "what time is it")
+    assert turns(page)[1][1].startswith("It is twelve.")
+    until_text(page, ".parley .mark", "answered in")
+    (answered_s,) = status(page)["answers_s"]
+    assert 0.32 <= answered_s < 1.0  # the silence that ends a turn is 320 ms here
+
+    until_text(page, ".parley.cut .mark", "interrupted")
+    cut_at = stage.received.playback[-1]
+    assert status(page)["flushes"] == 1
+    assert status(page)["played_samples"] == cut_at
+    heard_chars = cut_at / RATE_HZ / stage.served.stages.char_s
+    side, text = turns(page)[1]
+    assert side == "parley"
+    assert 0 < len(text) <= heard_chars + 8
+    until_state(page, "thinking")
+    page.evaluate("until(() => parley.status().answers_s.length === 2)")
+    assert [side for side, _ in turns(page)] == ["person", "parley", "person", "parley"]
+    assert stage.served.stages.asked[-1].messages[1].content.strip() == text
+
+
+def test_a_cough_pauses_the_reply_which_resumes_where_it_was(stage: Stage, page: Page) -> None:
+    stage.listen_to((0.3, False), (0.6, True), (1.4, False), (0.2, True), (6.0, False))
+    stage.say(["hm"], "This is said to its very end.")
+    click(page, "start")
+    until_state(page, "speaking")
+    page.evaluate("until(() => document.querySelector('.parley.paused'))")
+    stage.received.wait(lambda: stage.received.playback[-1:] == [stage.spoken_samples])
+    until_state(page, "listening")
+    assert turns(page) == [("person", "hm"), ("parley", "This is said to its very end.")]
+    assert page.evaluate("document.querySelector('.cut, .paused')") is None
+    assert status(page)["flushes"] == 1
+    assert stage.received.playback == sorted(stage.received.playback)
+
+
+def test_push_to_talk_sends_only_what_is_said_while_held(stage: Stage, page: Page) -> None:
+    # This browser is made to refuse 24 kHz for the microphone: the worklet resamples then.
+    page.evaluate(
+        "(() => { const create = AudioContext.prototype.createMediaStreamSource;"
+        "AudioContext.prototype.createMediaStreamSource = function (stream) {"
+        "  if (this.sampleRate === 24000) throw new DOMException('', 'NotSupportedError');"
+        "  window.usedRate = this.sampleRate;"
+        "  return create.call(this, stream); }; })()"
+    )
+    stage.listen_to((20.0, True))
+    stage.say(["spell", "cat"], "C, A, T.")
+    click(page, "push-to-talk")
+    click(page, "start")
+    until_state(page, "ready")
+    page.key("keyDown", " ", "Space")
+    until_state(page, "hearing")
+    stage.received.wait(lambda: len(stage.received.of("audio")) >= 30)
+    page.key("keyUp", " ", "Space")
+    stage.received.wait(lambda: stage.received.of("response.create"))
+    until_text(page, ".parley .mark", "answered in")
+    stage.received.wait(lambda: stage.received.playback[-1:] == [stage.spoken_samples])
+    assert page.evaluate("usedRate") != RATE_HZ
+    assert turns(page) == [("person", "spell cat"), ("parley", "C, A, T.")]
+    assert stage.received.types == [
+        "session.update",
+        "output_audio_buffer.clear",
+        "audio",
+        "input_audio_buffer.commit",
+        "response.create",
+        "parley.playback",
+    ]
+    assert stage.received.of("session.update")[0]["session"]["audio"]["input"] == {
+        "turn_detection": None
+    }
+
+
+def test_writing_works_without_a_microphone_and_stops_a_reply(stage: Stage, page: Page) -> None:
+    markup = "<img src=x onerror=alert(1)>"
+    stage.say([], f"You wrote {markup} and I go on and on about it.")
+    page.evaluate("voice.value = 'verse'; speed.value = 1.2; instructions.value = 'Be brief.'")
+    write(page, markup)
+    until_state(page, "speaking")
+    assert page.evaluate("voice.disabled")
+    assert stage.received.of("session.update")[0]["session"] == {
+        "type": "realtime",
+        "instructions": "Be brief.",
+        "audio": {"output": {"voice": "verse", "speed": 1.2}},
+    }
+    assert (stage.served.stages.said[0].voice, stage.served.stages.said[0].speed) == ("verse", 1.2)
+    stage.received.wait(lambda: stage.received.playback[-1:] > [RATE_HZ])
+    stage.say([], "Good.")
+    write(page, "stop")
+    until_text(page, ".parley.cut .mark", "interrupted")
+    cut_at = stage.received.playback[-1]
+    until_text(page, ".parley .text", "Good.")
+    until_state(page, "typing")
+    (first, second, third, fourth) = turns(page)
+    assert (first, third, fourth) == (("person", markup), ("person", "stop"), ("parley", "Good."))
+    assert second[1]
+    assert f"You wrote {markup} and I go on and on about it.".startswith(second[1])
+    assert 0 < cut_at < stage.spoken_samples
+    assert not stage.received.of("audio")
+    assert page.evaluate("document.querySelectorAll('.turn img').length") == 0
+
+
+def test_a_full_server_is_named(stage: Stage, page: Page) -> None:
+    stage.configure(max_sessions=0)
+    click(page, "start")
+    assert "The server is full" in until_notice(page, "session_limit_reached")
+    assert status(page)["link"] == "off"
+
+
+def test_a_key_is_asked_for_when_the_server_wants_one(stage: Stage) -> None:
+    stage.configure(api_key="open-sesame")
+    page = stage.page()
+    assert page.evaluate("document.getElementById('key-form').hidden")
+    click(page, "start")
+    assert until_notice(page, "key") == "This server wants an API key."
+    for key, outcome in (("wrong", "key"), ("open sesame", "key"), ("open-sesame", "")):
+        page.evaluate(f"key.value = '{key}'; document.getElementById('key-form').requestSubmit()")
+        if outcome:
+            page.evaluate("until(() => !document.getElementById('key-form').hidden)")
+    until_state(page, "listening")
+    assert page.evaluate("document.getElementById('key-form').hidden && notice.hidden")
+    page.close()
+
+
+def test_a_lost_connection_comes_back_and_knows_what_was_said(stage: Stage, page: Page) -> None:
+    stage.say([], "Yes.")
+    write(page, "hello")
+    until_text(page, ".parley .text", "Yes.")
+    until_state(page, "typing")
+    for session in stage.served.hub.sessions:
+        stage.on_loop(lambda session=session: session.close(1012, "restart"))  # type: ignore[misc]
+    assert "connection was lost" in until_notice(page, "lost")
+    until_text(page, ".note", "Reconnected")
+    assert page.evaluate("notice.hidden")
+    write(page, "again")
+    page.evaluate("until(() => document.querySelectorAll('.parley').length === 2)")
+    asked = stage.served.stages.asked[-1].messages
+    assert [(m.role, m.content) for m in asked] == [
+        ("user", "hello"),
+        ("assistant", "Yes."),
+        ("user", "again"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [("NotAllowedError", "denied"), ("NotFoundError", "absent"), ("NotReadableError", "busy")],
+)
+def test_without_a_microphone_the_page_says_why_and_goes_on(
+    stage: Stage, page: Page, error: str, code: str
+) -> None:
+    page.evaluate(
+        "navigator.mediaDevices.getUserMedia = () =>"
+        f"Promise.reject(new DOMException('no', '{error}'))"
+    )
+    click(page, "start")
+    assert "icrophone" in until_notice(page, f"microphone_{code}")
+    until_state(page, "typing")
+
+
+def test_an_insecure_page_is_told_so_and_gets_written_answers(stage: Stage) -> None:
+    page = stage.page(FOREIGN)
+    click(page, "start")
+    until_notice(page, "origin_not_allowed")
+    page.close()
+    stage.configure(allowed_origins=f"http://{FOREIGN}:{stage.served.port}")
+    stage.say([], "In writing.")
+    page = stage.page(FOREIGN)
+    write(page, "hello")
+    assert "https://" in until_notice(page, "insecure")
+    until_text(page, ".parley .text", "In writing.")
+    until_state(page, "typing")
+    assert stage.served.stages.said == []
+    page.close()
+
+
+def test_resampling_is_seamless_level_and_free_of_aliases(stage: Stage, page: Page) -> None:
+    found = page.evaluate(
+        """(async () => {
+          const { Resampler } = await import("/page/resampler.js");
+          const wave = (hz, rate) =>
+            Float32Array.from({ length: rate }, (_, n) => Math.sin((2 * Math.PI * hz * n) / rate));
+          const rms = (x) => Math.sqrt(x.reduce((sum, one) => sum + one * one, 0) / x.length);
+          const results = [];
+          for (const [from, to] of [[48000, 24000], [44100, 24000], [16000, 24000], [24000, 48000]]) {
+            const whole = new Resampler(from, to).push(wave(1000, from));
+            const stream = new Resampler(from, to);
+            const pieces = [];
+            for (let at = 0; at < from; at += 128) {
+              pieces.push(...stream.push(wave(1000, from).subarray(at, at + 128)));
+            }
+            const seam = Math.max(...pieces.map((one, n) => Math.abs(one - whole[n])));
+            const expected = wave(1000, to);
+            const error = Math.max(...whole.slice(200, -200).map((one, n) =>
+              Math.abs(one - expected[n + 200])));
+            const alias = rms(new Resampler(from, to).push(wave(15000, from)).slice(200));
+            results.push({ length: whole.length / to, seam, error, alias, rms: rms(whole) });
+          }
+          return results;
+        })()"""
+    )
+    for one in found:
+        assert one["length"] == pytest.approx(1, abs=0.01)
+        assert one["seam"] < 1e-6
+        assert one["rms"] == pytest.approx(0.707, abs=0.01)
+    assert found[0]["alias"] < 0.01
+    assert found[1]["alias"] < 0.01

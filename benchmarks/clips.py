@@ -7,7 +7,6 @@ levels. `python -m benchmarks.clips --out DIR` writes them as WAV files with one
 from __future__ import annotations
 
 import argparse
-import ctypes
 import dataclasses
 import itertools
 import json
@@ -22,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.phrases import INTERRUPTIONS, SHORT_TURNS, TURNS
+from benchmarks.synthesizer import Speaker as Speaker
+from benchmarks.synthesizer import Synthesizer as Synthesizer
 from handlers.audio import Resampler, from_pcm16, to_pcm16
 from handlers.messages import RATE_HZ, Samples
 
@@ -80,14 +81,6 @@ class Clip:
         return row | {"inner_pauses": [dataclasses.asdict(p) for p in self.inner_pauses]}
 
 
-@dataclass(frozen=True, slots=True)
-class Speaker:
-    voice: str  # eSpeak name, language+variant
-    speed_wpm: int
-    pitch: int  # eSpeak's 0-100
-    intonation: int  # eSpeak's pitch range, 0-100
-
-
 def voiced_frames(speech: Samples, floor_db: float = -np.inf) -> npt.NDArray[np.bool_]:
     """Which 10 ms frames lie within 40 dB of the loudest one and 12 dB above the room."""
     levels = levels_db(speech)
@@ -127,16 +120,24 @@ def make_clips(
     variants: Sequence[str] = VARIANTS,
     tail_s: float = 2.5,
 ) -> list[Clip]:
-    """`count` turns: a tenth very short, a third plain, the others with one pause inside."""
+    """`count` turns: 4 of 7 with a pause inside, the others without, some of these very short."""
     with Synthesizer() as synthesizer:
         studio = Studio(random.Random(seed), synthesizer, variants, tail_s)
         order = studio.shuffled(phrases)
-        kinds: tuple[Kind, ...] = ("parts", "plain", "phrase", "hesitation", "plain")
+        kinds: tuple[Kind, ...] = (
+            "parts",
+            "plain",
+            "phrase",
+            "plain",
+            "parts",
+            "plain",
+            "hesitation",
+        )
         clips = []
         for index in range(count):
             kind = kinds[index % len(kinds)]
             phrase = order[index % len(order)]
-            if kind == "plain" and index % 10 == 1:
+            if index % 14 == 1:
                 phrase = studio.random.choice(SHORT_TURNS)
             clips.append(studio.turn(f"{kind}-{seed}-{index:03d}", kind, phrase))
         return clips
@@ -354,70 +355,6 @@ def joined(first: Samples, second: Samples, pause_s: float) -> Samples:
     first[-len(fade) :] *= fade[::-1]
     second[: len(fade)] *= fade
     return np.concatenate([first, np.zeros(int(pause_s * RATE_HZ), np.float32), second])
-
-
-class _Event(ctypes.Structure):
-    _fields_ = (
-        ("type", ctypes.c_int),
-        ("unique_identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int),
-        ("sample", ctypes.c_int),
-        ("user_data", ctypes.c_void_p),
-        ("id", ctypes.c_char * 8),
-    )
-
-
-_CALLBACK = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
-)
-
-
-class Synthesizer:
-    def __enter__(self) -> Synthesizer:
-        import espeakng_loader
-
-        self._lib = ctypes.CDLL(espeakng_loader.get_library_path())
-        data = espeakng_loader.get_data_path().encode()
-        self._rate_hz: int = self._lib.espeak_Initialize(2, 0, data, 0)
-        self._chunks: list[Samples] = []
-        self._starts: list[int] = []
-        self._callback = _CALLBACK(self._take)
-        self._lib.espeak_SetSynthCallback(self._callback)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._lib.espeak_Terminate()
-
-    def _take(
-        self, wav: ctypes._Pointer[ctypes.c_short], count: int, events: ctypes._Pointer[_Event]
-    ) -> int:
-        index = 0
-        while events[index].type:
-            if events[index].type == 1:
-                self._starts.append(events[index].sample)
-            index += 1
-        if wav and count:
-            self._chunks.append(from_pcm16(ctypes.string_at(wav, 2 * count)))
-        return 0
-
-    def say(self, speaker: Speaker, text: str) -> tuple[Samples, list[int]]:
-        """Audio [T] at `RATE_HZ` and the sample at which each word starts."""
-        self._chunks, self._starts = [], []
-        self._lib.espeak_SetVoiceByName(speaker.voice.encode())
-        for parameter, value in (
-            (1, speaker.speed_wpm),
-            (3, speaker.pitch),
-            (4, speaker.intonation),
-        ):
-            self._lib.espeak_SetParameter(parameter, value, 0)
-        raw = text.encode()
-        self._lib.espeak_Synth(raw, len(raw) + 1, 0, 1, 0, 1 | 0x100, None, None)
-        resampler = Resampler(self._rate_hz, RATE_HZ, "HQ")
-        speech = resampler.push(np.concatenate(self._chunks), last=True)
-        scale = RATE_HZ / self._rate_hz
-        return speech, [int(start * scale) for start in self._starts]
 
 
 def main() -> None:

@@ -126,7 +126,7 @@ class Listener:
     def _end_probability(self, words: Sequence[str]) -> float | None:
         if not words:
             return None
-        history = list(reversed(words[-2:]))
+        history = list(reversed(["<s>", *words][-2:]))
         return float(self._logmath.exp(self._lm.prob(["</s>", *history])))
 
 

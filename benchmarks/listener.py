@@ -234,7 +234,8 @@ class Conversation:
     def receive(self, item: Event | AudioChunk, now_s: float) -> None:
         """Take what the server sent."""
         began_s = now_s if self._began_s is None else self._began_s
-        sample = round((now_s - began_s) * RATE_HZ)
+        # A tick that runs late takes what came since it was due: that belongs before it.
+        sample = min(round((now_s - began_s) * RATE_HZ), self.sample)
         if isinstance(item, AudioChunk):
             chunks = self.trace.received.setdefault(item.item_id, [])
             if not chunks:

@@ -148,14 +148,17 @@ def _locate(reply: Samples, piece: Samples, expected: int) -> int | None:
     """Where in `reply` the piece stands: at the expected place, else wherever it fits best."""
     if _correlation(reply[expected : expected + len(piece)], piece) >= MATCH_CORRELATION:
         return expected
-    size = len(reply) + len(piece)
-    spectrum = np.fft.rfft(reply, size) * np.conj(np.fft.rfft(piece, size))
-    products = np.fft.irfft(spectrum, size)[: max(0, len(reply) - len(piece) + 1)]
+    whole, part = reply.astype(np.float64), piece.astype(np.float64)
+    size = len(whole) + len(part)
+    spectrum = np.fft.rfft(whole, size) * np.conj(np.fft.rfft(part, size))
+    products = np.fft.irfft(spectrum, size)[: max(0, len(whole) - len(part) + 1)]
     if not len(products):
         return None
-    power = np.concatenate(([0.0], np.cumsum(np.square(reply, dtype=np.float64))))
-    norms = np.sqrt((power[len(piece) :] - power[: -len(piece)]) * float(piece @ piece))
-    scores = products / np.maximum(norms, 1e-9)
+    power = np.concatenate(([0.0], np.cumsum(np.square(whole))))
+    energy = float(part @ part)
+    # A near-silent place may not win by rounding: it counts as half as loud as the piece.
+    norms = np.sqrt(np.maximum(power[len(part) :] - power[: -len(part)], energy / 4.0) * energy)
+    scores = products / norms
     best = int(np.argmax(scores))
     return best if scores[best] >= MATCH_CORRELATION else None
 

@@ -92,15 +92,16 @@ def _draw_turns(axes: Axes, document: Mapping[str, Any]) -> None:
         chosen = [i for i, score in enumerate(turns) if score.kind == kind]
         if chosen:
             latencies = [turns[i].latency_ms for i in chosen]
-            axes.scatter(latencies, share[chosen], s=26, color=colour, label=kind, zorder=3)
+            label = "none" if kind == "plain" else kind
+            axes.scatter(latencies, share[chosen], s=26, color=colour, label=label, zorder=3)
     spread = document["figures"]["latency_ms"]
     _percentile_lines(axes, spread.p50, spread.p95)
     axes.set_title("Last voiced sample → audible reply")
     axes.set_xlabel("ms at the listener's ear")
     axes.set_ylabel("share of turns")
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.15 * (spread.max or 1.0))
     axes.set_ylim(0, 1.12)
-    axes.legend(loc="lower right", title="pause inside the turn")
+    axes.legend(loc="lower right", title="pause inside the turn", frameon=True, framealpha=0.9)
 
 
 def _draw_stops(axes: Axes, document: Mapping[str, Any]) -> None:
@@ -112,15 +113,15 @@ def _draw_stops(axes: Axes, document: Mapping[str, Any]) -> None:
     axes.set_xlabel("ms at the listener's ear")
     axes.set_ylabel("barge-ins")
     axes.set_yticks([])
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.15 * (spread.max or 1.0))
     axes.set_ylim(-0.8, max(1, len(stops)) + 0.4)
 
 
 def _percentile_lines(axes: Axes, p50: float | None, p95: float | None, top: float = 1.03) -> None:
-    for name, value, style in (("p50", p50, "--"), ("p95", p95, ":")):
+    for name, value, style, side in (("p50", p50, "--", "right"), ("p95", p95, ":", "left")):
         if value is not None:
             axes.axvline(value, color=INK, linewidth=1.0, linestyle=style, zorder=2)
-            axes.text(value, top, f" {name} {value:.0f}", ha="left", va="bottom", fontsize=9)
+            axes.text(value, top, f" {name} {value:.0f} ", ha=side, va="bottom", fontsize=9)
 
 
 def draw_load(points: Sequence[Point], path: Path) -> None:

@@ -46,16 +46,19 @@ class Conversation:
         return self._events
 
     @property
+    def online(self) -> bool:
+        return self._client is not None
+
+    @property
     def busy(self) -> bool:
         """Somebody speaks, or a response is under way."""
         return self._speaking or bool(self._responses) or self.playback.depth_samples > 0
 
     def microphone(self, samples: Samples) -> None:
         """The next [T] of the person's audio at 24 kHz, to be sent (dropped while offline)."""
-        online = self._client is not None
         if self._recording is not None:
-            self._recording.person(samples if online else samples * 0)
-        if not online:
+            self._recording.person(samples if self.online else samples * 0)
+        if not self.online:
             return
         if self._unsent.full():
             self._unsent.get_nowait()

@@ -39,7 +39,10 @@ class FileAudio:
         self._clock = clock
 
     async def run(self, conversation: Conversation) -> None:
-        """Ends `quiet_s` after the input is over and nothing happens any more."""
+        """Ends `quiet_s` after the input is over and nothing happens any more.
+
+        While the connection is down, something does: it comes back or is given up.
+        """
         clock = self._clock or asyncio.get_running_loop().time
         started_s = clock()
         block, quiet_since, events = 0, 0, -1
@@ -52,7 +55,8 @@ class FileAudio:
             conversation.played(heard)
             if self._output is not None:
                 self._output.write(heard)
-            if block < input_blocks or conversation.busy or conversation.events != events:
+            happening = conversation.busy or conversation.events != events
+            if block < input_blocks or happening or not conversation.online:
                 quiet_since = block
                 events = conversation.events
             block += 1

@@ -83,7 +83,8 @@ class Transcript:
             return
         if self._live:
             if self._line == self._speaker:
-                self._write(f"{CUT_MARK}\n")
+                mark = CUT_MARK.lstrip() if self._saying.endswith(" ") else CUT_MARK
+                self._write(f"{mark}\n")
                 self._line = None
         elif self._saying.strip():
             self._say_line(f"{PARLEY}: {self._saying.strip()}{CUT_MARK}")

@@ -137,7 +137,7 @@ def score(cues: Cues) -> float:
 def features(cues: Cues) -> Features:
     words = cues.text.lower().split()
     end = cues.end_probability or TYPICAL_END_PROBABILITY
-    length = math.log(_clip(cues.voiced_ms, 200.0, 4000.0) / 1000)
+    length = math.log(_clip(cues.voiced_ms, 200.0, 2500.0) / 1000)
     end = math.log(_clip(end, 0.003, 0.4) / TYPICAL_END_PROBABILITY)
     hanging = float(bool(words) and words[-1] in HANGING)
     p = cues.prosody

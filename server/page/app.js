@@ -39,7 +39,9 @@ const PROBLEMS = {
   session_limit_reached: "The server is full: all its sessions are taken. Try again in a moment.",
   session_expired: "This conversation has reached its longest time. Start again to go on.",
   idle_timeout: "Nothing happened for a long time, so the server ended the conversation.",
-  origin_not_allowed: "The server does not accept this page’s address (see --allowed_origins).",
+  handshake_refused:
+    "The server is there but refuses this page: its address may not be allowed " +
+    "(--allowed_origins), or a proxy in between passes no websockets.",
   failed: "Something on this page failed. Stop and start again.",
 };
 

@@ -37,7 +37,11 @@ export class AudioEngine {
     const context = new AudioContext({ ...options, latencyHint: "interactive" });
     this.#context = context;
     context.resume();
-    await context.audioWorklet.addModule(new URL("audio_worklet.js", import.meta.url));
+    try {
+      await context.audioWorklet.addModule(new URL("audio_worklet.js", import.meta.url));
+    } catch (error) {
+      if (context === this.#context) throw error;
+    }
     if (context !== this.#context) return; // stopped meanwhile
     this.#node = new AudioWorkletNode(context, "conversation", {
       outputChannelCount: [1],

@@ -6,12 +6,14 @@ const BACKOFF_MS = [500, 1000, 2000, 4000, 8000];
 const FINAL = new Set(["session_limit_reached", "session_expired", "idle_timeout"]);
 const MAX_UNSENT_BYTES = 48000; // a second of audio: more waiting means the network is too slow
 const AUDIO_KIND = 1;
+const MAX_REFUSALS = 2; // handshakes refused by a server that answers otherwise
 
 export class Connection {
   #on; // event(event), audio(itemId, start, pcm), lost(retry_s), refused(code, message)
   #socket = null;
   #key = "";
   #attempt = 0;
+  #refusals = 0;
   #timer = null;
   #lastError = null;
 
@@ -25,7 +27,7 @@ export class Connection {
   /** Keep a connection until `close`, or until the server refuses. */
   open(key) {
     this.#key = key;
-    this.#attempt = 0;
+    this.#attempt = this.#refusals = 0;
     this.#connect();
   }
 
@@ -65,11 +67,16 @@ export class Connection {
     }
     this.#socket = socket;
     socket.binaryType = "arraybuffer";
+    let opened = false;
+    socket.onopen = () => {
+      opened = true;
+      this.#refusals = 0;
+    };
     socket.onmessage = ({ data }) => {
       if (socket === this.#socket) this.#receive(data);
     };
-    socket.onclose = ({ code }) => {
-      if (socket === this.#socket) this.#closed(code);
+    socket.onclose = () => {
+      if (socket === this.#socket) this.#closed(opened);
     };
   }
 
@@ -94,9 +101,9 @@ export class Connection {
     this.#on.audio(itemId, header.getUint32(end, true), pcm);
   }
 
-  async #closed(code) {
+  async #closed(opened) {
     const socket = this.#socket;
-    const reason = this.#lastError ?? (code === 1006 ? await this.#refusal() : null);
+    const reason = opened ? this.#lastError : await this.#refusal();
     if (socket !== this.#socket) return; // closed or opened anew meanwhile
     this.#socket = null;
     if (reason?.final || FINAL.has(reason?.code)) {
@@ -115,7 +122,7 @@ export class Connection {
     try {
       const { status } = await fetch("/metrics", { method: "HEAD", headers });
       if (status === 401) return { final: true, code: "invalid_api_key" };
-      if (status === 403) return { final: true, code: "origin_not_allowed" };
+      if (status < 500 && ++this.#refusals >= MAX_REFUSALS) return { final: true, code: "handshake_refused" };
     } catch {
       // nobody answers: that is what reconnecting is for
     }

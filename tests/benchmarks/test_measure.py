@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.measure import (
     Heard,
+    PlaybackFaults,
     Span,
     audible_spans,
     first_start,
@@ -105,6 +106,13 @@ def test_a_reply_played_whole_has_no_faults() -> None:
     heard = np.concatenate((silence(333), reply, silence(200)))
     faults = playback_faults(reply, heard)
     assert (faults.lost_ms, faults.repeated_ms) == (0.0, 0.0)
+
+
+def test_a_reply_with_pauses_of_its_own_has_no_faults() -> None:
+    parts = [speech(500, 1), silence(300), 0.02 * speech(400, 2), silence(500), speech(600, 3)]
+    reply = np.concatenate(parts)
+    heard = np.concatenate((silence(50), reply))
+    assert playback_faults(reply, heard) == PlaybackFaults(0.0, 0.0)
 
 
 def test_a_pause_cut_into_a_reply_is_no_fault() -> None:

@@ -26,6 +26,11 @@ class Recorder(Conversation):
         super().__init__(Transcript(self.out.write, live=False))
         self.sent: list[Samples] = []
         self._reply = reply or {}
+        self.connected = True
+
+    @property
+    def online(self) -> bool:
+        return self.connected
 
     def microphone(self, samples: Samples) -> None:
         self.sent.append(samples)
@@ -81,3 +86,15 @@ async def test_a_conversation_without_end_is_ended(monkeypatch: pytest.MonkeyPat
     await audio.run(talk)
     assert clock.now_s - 100.0 == pytest.approx(5.0, abs=0.1)
     assert "does not end" in talk.out.getvalue()
+
+
+async def test_a_lost_connection_is_waited_for() -> None:
+    clock, talk = Clock(), Recorder()
+    talk.connected = False
+
+    async def sleep(seconds: float) -> None:
+        await clock.sleep(seconds)
+        talk.connected = clock.now_s > 130
+
+    await FileAudio(tone(100), None, quiet_s=1.0, sleep=sleep, clock=clock).run(talk)
+    assert clock.now_s == pytest.approx(131, abs=0.1)

@@ -77,7 +77,7 @@ def test_long_live_line_shows_its_end_in_one_row() -> None:
 
 def test_live_interruption() -> None:
     transcript, out = live()
-    transcript.parley_delta("a1", "One, two")
+    transcript.parley_delta("a1", "One, two ")
     transcript.parley_cut()
     transcript.person_delta("u1", "stop")
     transcript.parley_done()

@@ -1,4 +1,4 @@
-"""A browser for tests: headless Chromium over the DevTools protocol, with nothing else installed."""
+"""A browser for tests: headless Chromium over the DevTools protocol, no driver needed."""
 
 from __future__ import annotations
 

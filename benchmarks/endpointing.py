@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +25,13 @@ from benchmarks.clips import VARIANTS, Clip, make_clips, recorded_clips
 from benchmarks.phrases import TURNS
 from handlers.audio import Resampler, to_pcm16
 from handlers.messages import EAR_RATE_HZ, RATE_HZ, Samples
+from handlers.stt.decoding import Decoding, load
+from handlers.stt.pocketsphinx import PocketSphinxOptions
 from handlers.vad.prosody import ProsodyTracker
+from handlers.vad.silero import CONTEXT_SAMPLES, STATE_SIZE, WINDOW_SAMPLES, SileroModel
 from server.endpointing import Cues, Features, TextPolicy, features
 
-WINDOW_SAMPLES = 512
+WINDOW_S = WINDOW_SAMPLES / EAR_RATE_HZ
 LOOK_BACK_S = 0.3
 SOFT_END_S = 0.1
 LATE_MS = 900.0
@@ -50,98 +53,52 @@ class Moment:
 
 
 class Listener:
-    """Silero and PocketSphinx, one clip at a time."""
+    """The server's voice detector, prosody tracker and recogniser, one clip at a time."""
 
     def __init__(self) -> None:
-        import pocketsphinx
-
-        self._decoder: Any = pocketsphinx.Decoder(
-            fwdflat=False,
-            bestpath=False,
-            maxhmmpf=3000,
-            maxwpf=10,
-            topn=2,
-            loglevel="FATAL",
-        )
-        self._lm, self._logmath = self._decoder.get_lm(), self._decoder.get_logmath()
-        self._session = _silero()
+        self._silero = SileroModel()
+        decoder = load(PocketSphinxOptions().decoder_config())
+        self._lm, self._logmath = decoder.get_lm(), decoder.get_logmath()
+        self._decoding = Decoding(decoder)
 
     def moments(self, clip: Clip) -> Iterable[Moment]:
         audio = Resampler(RATE_HZ, EAR_RATE_HZ).push(clip.samples, last=True)
         probabilities = self._probabilities(audio)
-        onset_s = clip.onset_sample / RATE_HZ
-        for pause in clip.inner_pauses:
-            at_s = pause.start_sample / RATE_HZ
-            cues = self._cues(audio, probabilities, onset_s, at_s)
-            yield self._moment(clip.name, cues, pause.text_before, pause.duration_s)
-        end_s = clip.last_voiced_sample / RATE_HZ
-        cues = self._cues(audio, probabilities, onset_s, end_s)
-        yield self._moment(clip.name, cues, clip.text, None)
-
-    def _moment(self, clip: str, cues: Cues, text: str, pause_s: float | None) -> Moment:
-        words = text.lower().replace(",", "").split()
-        true = dataclasses.replace(
-            cues, text=" ".join(words), end_probability=self._end_probability(words)
-        )
-        return Moment(clip, cues, true if words else None, pause_s)
-
-    def _cues(
-        self, audio: Samples, probabilities: Sequence[float], onset_s: float, at_s: float
-    ) -> Cues:
-        first = max(0, int((onset_s - LOOK_BACK_S) * EAR_RATE_HZ))
-        last = int((at_s + SOFT_END_S) * EAR_RATE_HZ)
-        windows = range(first // WINDOW_SAMPLES, last // WINDOW_SAMPLES)
+        breaks = [(p.start_sample, p.text_before, p.duration_s) for p in clip.inner_pauses]
         tracker = ProsodyTracker()
-        for w in windows:
-            window = audio[w * WINDOW_SAMPLES : (w + 1) * WINDOW_SAMPLES]
-            tracker.push(window, probabilities[w])
-        voiced = sum(probabilities[w] >= VOICED for w in windows)
-        words = self._words(audio[first:last])
-        return Cues(
-            text=" ".join(words),
-            end_probability=self._end_probability(words),
-            prosody=tracker.describe(),
-            voiced_ms=1000 * voiced * WINDOW_SAMPLES / EAR_RATE_HZ,
-        )
+        self._decoding.reset()
+        done = max(0, int((clip.onset_sample / RATE_HZ - LOOK_BACK_S) / WINDOW_S))
+        voiced_ms = 0.0
+        for at_sample, text, pause_s in (*breaks, (clip.last_voiced_sample, clip.text, None)):
+            due = int((at_sample / RATE_HZ + SOFT_END_S) / WINDOW_S)
+            for w in range(done, due):
+                window = audio[w * WINDOW_SAMPLES : (w + 1) * WINDOW_SAMPLES]
+                tracker.push(window, probabilities[w])
+                self._decoding.hear(to_pcm16(window))
+                voiced_ms += 1000 * WINDOW_S * (probabilities[w] >= VOICED)
+            done = due
+            heard, end = self._decoding.conclude()
+            cues = Cues(heard, None if math.isnan(end) else end, tracker.describe(), voiced_ms)
+            yield Moment(clip.name, cues, self._with_truth(cues, text), pause_s)
 
-    def _probabilities(self, audio: Samples) -> list[float]:
-        state, context = np.zeros((2, 1, 128), np.float32), np.zeros(64, np.float32)
-        found = []
-        for start in range(0, len(audio) - WINDOW_SAMPLES + 1, WINDOW_SAMPLES):
-            window = np.concatenate([context, audio[start : start + WINDOW_SAMPLES]])
-            inputs = {"input": window[None], "state": state, "sr": np.array(EAR_RATE_HZ)}
-            probability, state = self._session.run(None, inputs)
-            context = window[-64:]
-            found.append(float(probability[0, 0]))
-        return found
-
-    def _words(self, audio: Samples) -> list[str]:
-        self._decoder.start_utt()
-        self._decoder.process_raw(to_pcm16(audio), full_utt=False)
-        self._decoder.end_utt()
-        hypothesis = self._decoder.hyp()
-        words = hypothesis.hypstr.split() if hypothesis else []
-        return [word.partition("(")[0] for word in words if word[0] not in "<["]
-
-    def _end_probability(self, words: Sequence[str]) -> float | None:
+    def _with_truth(self, cues: Cues, text: str) -> Cues | None:
+        """The cues of a recogniser that makes no mistakes."""
+        words = text.lower().replace(",", "").split()
         if not words:
             return None
-        history = list(reversed(["<s>", *words][-2:]))
-        return float(self._logmath.exp(self._lm.prob(["</s>", *history])))
+        history = ["<s>", *words][:-3:-1]
+        end = self._logmath.exp(self._lm.prob(["</s>", *history]))
+        return dataclasses.replace(cues, text=" ".join(words), end_probability=end)
 
-
-def _silero() -> Any:
-    import importlib.util
-
-    import onnxruntime
-
-    package = importlib.util.find_spec("silero_vad")
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError("the silero-vad package holds the weights")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    weights = Path(package.origin).parent / "data" / "silero_vad.onnx"
-    return onnxruntime.InferenceSession(str(weights), options)
+    def _probabilities(self, audio: Samples) -> list[float]:
+        state = np.zeros((2, 1, STATE_SIZE), np.float32)
+        padded = np.concatenate([np.zeros(CONTEXT_SAMPLES, np.float32), audio])
+        found = []
+        for end in range(WINDOW_SAMPLES, len(audio) + 1, WINDOW_SAMPLES):
+            window = padded[end - WINDOW_SAMPLES : end + CONTEXT_SAMPLES]
+            probability, state = self._silero(window[None], state)
+            found.append(float(probability[0]))
+        return found
 
 
 def table(name: str, moments: Sequence[Moment], policy: Policy) -> str:

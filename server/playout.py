@@ -17,6 +17,8 @@ from handlers.messages import RATE_HZ, Samples
 class PlayoutSettings:
     lead_s: float = 0.2
     """How far sending runs ahead of playing: covers network jitter, bounds what a flush loses."""
+    max_lead_s: float = 0.6
+    """How far it may grow for a listener that runs dry all the same."""
     chunk_s: float = 0.04
     """Audio per message."""
     keep_s: float = 2.0
@@ -34,6 +36,7 @@ class Playout:
     def __init__(self, settings: PlayoutSettings | None = None) -> None:
         s = settings or PlayoutSettings()
         self._lead = round(s.lead_s * RATE_HZ)
+        self._max_lead = max(self._lead, round(s.max_lead_s * RATE_HZ))
         self._chunk = round(s.chunk_s * RATE_HZ)
         self._keep = round(s.keep_s * RATE_HZ)
         self._parts: deque[tuple[int, Samples]] = deque()  # (start, samples), contiguous
@@ -75,7 +78,12 @@ class Playout:
         return self.total - self.heard(now_s)
 
     def report(self, played_samples: int, now_s: float) -> None:
-        """The listener says that it has played so much. Positions never sent are clamped."""
+        """The listener says that it has played so much. Positions never sent are clamped.
+
+        One that has played all it was sent, while pacing held back more, gets a longer lead.
+        """
+        if not self.paused and 0 < self.sent <= played_samples and self.sent < self.total:
+            self._lead = min(self._max_lead, self._lead * 3 // 2)
         self._anchor_sample = max(0, min(played_samples, self._furthest))
         self._anchor_s = now_s
 

@@ -77,10 +77,11 @@ class ProsodyTracker:
         speech = level > loud - SPEECH_BELOW_LOUD_DB
         pitch = np.array(self._pitch_st)
         pitched = np.flatnonzero(speech & ~np.isnan(pitch))
+        if pitched.size:
+            off = np.abs(pitch[pitched] - np.median(pitch[pitched]))
+            pitched = pitched[off < OCTAVE_SLIP_ST]
         if len(pitched) < MIN_PITCHED_FRAMES:
             return None
-        off = np.abs(pitch[pitched] - np.median(pitch[pitched]))
-        pitched = pitched[off < OCTAVE_SLIP_ST]
         values = pitch[pitched]
         end = float(np.median(values[-3:]))
         tail = pitched > pitched[-1] - TAIL_FRAMES

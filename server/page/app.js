@@ -73,6 +73,7 @@ const conversation = new Conversation(
       problem("lost", `The connection was lost. Trying again in ${retry_s.toFixed(1)} s …`);
     },
     answered,
+    cutIn: (itemId) => transcript.mark(itemId, "spoke over you"),
     problem,
     microphoneLevel: (level) => strip.person(level),
     voiceLevel: (level) => strip.parley(level),

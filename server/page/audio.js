@@ -22,6 +22,7 @@ export class AudioEngine {
   #source = null;
   #on; // microphone(pcm, level), voice(level), played(progress), audible(itemId, answered_s), lost()
   #flushes = [];
+  #attending = true;
 
   constructor(handlers) {
     this.#on = handlers;
@@ -50,6 +51,7 @@ export class AudioEngine {
     });
     this.#node.port.onmessage = ({ data }) => this.#receive(data);
     this.#node.connect(context.destination);
+    this.attend(this.#attending);
   }
 
   /** Ask for the microphone. Raises MicrophoneError. */
@@ -86,6 +88,12 @@ export class AudioEngine {
   /** A muted microphone goes on sending, silence. */
   mute(muted) {
     for (const track of this.#stream?.getAudioTracks() ?? []) track.enabled = !muted;
+  }
+
+  /** Whether what the microphone hears is meant for Parley: response times count from that. */
+  attend(on) {
+    this.#attending = on;
+    this.#node?.port.postMessage({ kind: "attend", on });
   }
 
   async stop() {

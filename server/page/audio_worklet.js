@@ -1,12 +1,13 @@
 // Runs on the audio thread: microphone in, Parley's voice out, both against one clock.
 //
 // In:  {kind: "push", itemId, start, pcm}, {kind: "end", itemId}, {kind: "flush"}
+//      {kind: "attend", on}                 whether what the microphone hears is for Parley
 // Out: {kind: "microphone", pcm, level}     every 20 ms, pcm16 at 24 kHz
 //      {kind: "voice", level, playing, underruns}  every 20 ms while playing, and once after
 //      {kind: "played", progress}           every 100 ms while playing, and when it stops
 //      {kind: "flushed", cut, progress}     the answer to "flush"
 //      {kind: "audible", itemId, answered_s}  the item's first audible sample; seconds since
-//                                           the last voiced microphone sample, null if none
+//                                           the last voiced sample for Parley, null if none
 
 import { PlaybackBuffer } from "./playback_buffer.js";
 import { Resampler, joined } from "./resampler.js";
@@ -23,6 +24,7 @@ class Conversation extends AudioWorkletProcessor {
   #fromWire = new Resampler(WIRE_HZ, sampleRate);
   #buffer = new PlaybackBuffer();
   #detector = new VoiceDetector();
+  #attending = true;
   #lastVoiced = null; // in frames of the context's clock
   #frame = new Int16Array(FRAME);
   #frameCount = 0;
@@ -51,6 +53,9 @@ class Conversation extends AudioWorkletProcessor {
       case "end":
         this.#buffer.end(message.itemId);
         break;
+      case "attend":
+        this.#attending = message.on;
+        break;
       case "flush": {
         const cut = this.#buffer.flush();
         const progress = this.#buffer.takeProgress();
@@ -63,7 +68,7 @@ class Conversation extends AudioWorkletProcessor {
   #listen(samples) {
     const heard = this.#toWire.push(samples);
     const since = this.#detector.push(heard);
-    if (since !== null) {
+    if (since !== null && this.#attending) {
       const end = currentFrame + samples.length;
       this.#lastVoiced = end - (since * sampleRate) / WIRE_HZ;
     }

@@ -6,6 +6,7 @@ import { Connection } from "./connection.js";
 
 const SHORTEST_TALK_MS = 150; // held shorter than this, push-to-talk was a slip
 const MAX_ANSWERS = 8;
+const CUT_IN_S = 0.1; // nobody answers a voice so soon: it had not ended
 
 export class Conversation {
   link = "off"; // off, connecting, open, lost
@@ -123,6 +124,7 @@ export class Conversation {
     this.pushToTalk = on;
     this.#talk = null;
     this.#hearing = false;
+    this.#audio.attend(!on);
     const turn_detection = on ? null : { type: "server_vad" };
     this.#update({ audio: { input: { turn_detection } } });
     this.#view.changed();
@@ -139,6 +141,7 @@ export class Conversation {
   beginTalk() {
     const can = this.link === "open" && this.pushToTalk && this.microphone === "on";
     if (!can || this.#talk) return;
+    this.#audio.attend(true);
     this.#talk = { since: performance.now(), ending: false, cutting: this.#interrupt() };
     this.#view.changed();
   }
@@ -175,6 +178,7 @@ export class Conversation {
 
   async #finishTalk({ since, cutting }) {
     this.#talk = null;
+    this.#audio.attend(false);
     await cutting;
     if (performance.now() - since < SHORTEST_TALK_MS) {
       this.#connection.send({ type: "input_audio_buffer.clear" });
@@ -189,7 +193,9 @@ export class Conversation {
 
   #audible(itemId, answered_s) {
     this.spoke = true;
-    if (this.#committed && answered_s !== null) {
+    if (this.#committed && answered_s !== null && answered_s < CUT_IN_S) {
+      this.#view.cutIn(itemId);
+    } else if (this.#committed && answered_s !== null) {
       this.answers_s = [...this.answers_s, answered_s].slice(-MAX_ANSWERS);
       this.#view.answered(itemId, answered_s);
     }

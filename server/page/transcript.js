@@ -8,8 +8,14 @@ export class Transcript {
   #list;
   #turns = new Map(); // item id → its parts of the page
 
+  #atEnd = true;
+
   constructor(list) {
     this.#list = list;
+    list.addEventListener("scroll", () => {
+      this.#atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < NEAR_END_PX;
+    });
+    new ResizeObserver(() => this.#followEnd()).observe(list);
   }
 
   /** The person's turn, empty at first. */
@@ -84,11 +90,6 @@ export class Transcript {
     this.#add(element("p", "note", text));
   }
 
-  clear() {
-    this.#list.replaceChildren();
-    this.#turns.clear();
-  }
-
   /** The last turns, as [{role, text}]. */
   history() {
     return [...this.#turns.values()]
@@ -119,26 +120,24 @@ export class Transcript {
   }
 
   #append(turn, delta) {
-    this.#keepingEnd(() => turn.text.append(delta));
+    turn.text.append(delta);
+    this.#followEnd();
   }
 
   #settle(turn, text) {
-    this.#keepingEnd(() => {
-      turn.text.textContent = text.trim();
-      turn.root.removeAttribute("aria-busy");
-    });
+    turn.text.textContent = text.trim();
+    turn.root.removeAttribute("aria-busy");
+    this.#followEnd();
   }
 
   #add(node) {
-    this.#keepingEnd(() => this.#list.append(node));
+    this.#list.append(node);
+    this.#followEnd();
   }
 
   /** Who reads the end goes on reading the end. */
-  #keepingEnd(change) {
-    const box = this.#list;
-    const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < NEAR_END_PX;
-    change();
-    if (atEnd) box.scrollTop = box.scrollHeight;
+  #followEnd() {
+    if (this.#atEnd) this.#list.scrollTop = this.#list.scrollHeight;
   }
 }
 

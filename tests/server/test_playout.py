@@ -105,6 +105,15 @@ def test_a_listener_that_stopped_playing_is_not_sent_more() -> None:
     assert playout.sent <= 1000 + (LEAD_S + 0.15) * RATE_HZ
 
 
+def test_a_listener_that_ran_dry_gets_a_longer_lead() -> None:
+    playout = filled(9.0)
+    play(playout, 0.0, 1.0)
+    for second in range(1, 8):
+        playout.report(playout.sent, float(second))
+        play(playout, float(second), second + 0.5)
+    assert 0.5 * RATE_HZ < playout.sent - playout.heard(7.5) <= 0.6 * RATE_HZ
+
+
 @given(
     st.lists(
         st.tuples(

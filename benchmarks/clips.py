@@ -37,7 +37,7 @@ VOICED_ABOVE_FLOOR_DB = 12.0
 PAUSE_S = (0.25, 0.60)
 SPLIT_S = 0.62
 """A recording is one turn as long as it pauses for less than this."""
-LANGUAGES = ("en-us", "en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-029")
+LANGUAGES = ("en-us", "en-us", "en-us", "en", "en-gb-x-rp")
 _VARIANTS = (
     "m1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 klatt klatt2 klatt3 Andy Annie Alicia Alex Lee adam "
     "linda steph steph2 steph3 Jacky Gene Gene2 Mike Reed Denis david edward michel victor travis "
@@ -314,16 +314,16 @@ class Studio:
         return joined(trimmed(speech[:cut]), trimmed(speech[cut:]), pause_s)
 
     def _in_room(self, name: str, kind: Kind, speech: Samples, text: str, voice: str) -> Clip:
-        """Level -34 to -16 dB full scale, noise 15 to 45 dB below the speech, a little echo."""
+        """Level -34 to -16 dB full scale, noise 20 to 45 dB below the speech, a little echo."""
         level = 10 ** (self.random.uniform(-34, -16) / 20)
         speech = np.float32(level / np.sqrt(np.mean(np.square(speech)))) * speech
-        floor = level * 10 ** (-self.random.uniform(15, 45) / 20)
+        floor = level * 10 ** (-self.random.uniform(20, 45) / 20)
         lead, tail = (int(s * RATE_HZ) for s in (self.random.uniform(0.4, 0.8), self._tail_s))
         before, after = np.zeros(lead, np.float32), np.zeros(tail, np.float32)
         pauses = silent_gaps(speech, PAUSE_S[0] - 0.02)
         clip = placed(name, kind, speech, pauses, before, after, text, voice)
         echo = self._rng.standard_normal(RATE_HZ // 5) * np.exp(-np.arange(RATE_HZ // 5) / 700.0)
-        echo *= self.random.uniform(0.0, 0.3) / np.sqrt(np.sum(np.square(echo)))
+        echo *= self.random.uniform(0.0, 0.2) / np.sqrt(np.sum(np.square(echo)))
         echo[0] = 1.0
         wet = np.convolve(clip.samples, echo)[: len(clip.samples)]
         mixed = np.clip(wet + floor * noise(self._rng, len(wet)), -1.0, 1.0)

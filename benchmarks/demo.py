@@ -1,7 +1,7 @@
 """A spoken conversation with Parley: `make demo`.
 
 Starts a server on loopback and talks to it over the real wire in real time: an eSpeak voice is
-the person, with a pause inside a question, an interruption and a "mm-hm". Leaves the recording,
+the person, with a pause inside a question, an interruption and an "uh-huh". Leaves the recording,
 a picture and the figures in `out/demo/`.
 """
 
@@ -38,9 +38,9 @@ from client.realtime import Realtime, RealtimeError
 from client.transcript import Transcript
 from handlers.messages import RATE_HZ
 
-PERSON = Speaker(voice="en-us+m3", speed_wpm=150, pitch=35, intonation=60)
-MM_HM = "[[m'mh'Vm]]"
-LEVEL_DBFS, ROOM_DBFS = -22.0, -62.0
+PERSON = Speaker(voice="en-us+edward", speed_wpm=165, pitch=40, intonation=60)
+"""Of eSpeak's voices the one that PocketSphinx understands best."""
+LEVEL_DBFS, ROOM_DBFS = -22.0, -50.0
 LEAD_S, TAIL_S = 0.3, 1.5
 PAUSE_S = 0.45
 STORY_S = 3.0
@@ -58,7 +58,7 @@ class Dialogue:
 
     def script(self, talk: Conversation) -> Script:
         yield from talk.wait(0.3)
-        for name in ("hello", "arithmetic"):
+        for name in ("greeting", "arithmetic"):
             yield from self._ask(talk, name)
             yield from self._hear_out(talk)
         yield from self._ask(talk, "story")
@@ -68,7 +68,7 @@ class Dialogue:
         yield from self._hear_out(talk)
         yield from self._ask(talk, "counting")
         yield from talk.wait(1.0)
-        talk.say(self.clips["mm-hm"], "noise", INTERRUPTION_LEAD_MS)
+        talk.say(self.clips["backchannel"], "noise", INTERRUPTION_LEAD_MS)
         yield from talk.wait(1.0)
         yield from self._hear_out(talk)
         yield from self._ask(talk, "goodbye")
@@ -90,13 +90,13 @@ class Dialogue:
 def make_dialogue() -> Dialogue:
     with Synthesizer() as voice:
         clips = (
-            spoken(voice, "hello", "Hello there."),
-            spoken(voice, "arithmetic", "What is seventeen", "times twenty three?"),
-            spoken(voice, "story", "Tell me a story."),
-            spoken(voice, "interruption", "Stop. What time is it?"),
-            spoken(voice, "counting", "Count from one to ten."),
-            replace(spoken(voice, "mm-hm", MM_HM), text="mm-hm"),
-            spoken(voice, "goodbye", "Goodbye."),
+            spoken(voice, "greeting", "Good morning."),
+            spoken(voice, "arithmetic", "What is ninety", "minus fifteen?"),
+            spoken(voice, "story", "I want to hear a story."),
+            spoken(voice, "interruption", "Tell me a joke."),
+            spoken(voice, "counting", "Can you count to ten?"),
+            spoken(voice, "backchannel", "Uh-huh."),
+            spoken(voice, "goodbye", "See you tomorrow."),
         )
     return Dialogue({clip.name: clip for clip in clips})
 
@@ -167,7 +167,7 @@ def figures(scores: Scores) -> dict[str, Spread]:
     return {
         "last voiced → audible reply": Spread.of(scores.latencies_ms(("turn", "barge_in"))),
         "interruption → silence": Spread.of(scores.stops_ms()),
-        "silence around the mm-hm": Spread.of([score.pause_ms for score in scores.noises]),
+        "silence around the uh-huh": Spread.of([score.pause_ms for score in scores.noises]),
     }
 
 
@@ -181,7 +181,7 @@ def leave(talk: Conversation, scores: Scores, server: Server, out: Path) -> None
             print("the interrupted reply came back")
     for noise_score in scores.noises:
         verdict = "went on" if noise_score.completed else "ended"
-        print(f'the reply {verdict} after the "mm-hm"')
+        print(f'the reply {verdict} after the "uh-huh"')
     facts = environment({"server": list(server.arguments)})
     print(f"server start to ready: {server.start_s:.2f} s\n" + environment_lines(facts))
     write_recording(out / "conversation.wav", talk.trace.recording())

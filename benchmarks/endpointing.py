@@ -29,13 +29,14 @@ from handlers.stt.decoding import Decoding, load
 from handlers.stt.pocketsphinx import PocketSphinxOptions
 from handlers.vad.prosody import ProsodyTracker
 from handlers.vad.silero import CONTEXT_SAMPLES, STATE_SIZE, WINDOW_SAMPLES, SileroModel
-from server.endpointing import Cues, Features, TextPolicy, features
+from server.endpointing import Cues, Features, LevelGate, TextPolicy, features
+from server.turns import TurnSettings
 
 WINDOW_S = WINDOW_SAMPLES / EAR_RATE_HZ
 LOOK_BACK_S = 0.3
 SOFT_END_S = 0.1
 LATE_MS = 900.0
-VOICED = 0.5
+VOICED = TurnSettings().threshold - TurnSettings().hysteresis
 RIDGE = 2.0
 
 Policy = Callable[[Cues], float]
@@ -63,7 +64,7 @@ class Listener:
 
     def moments(self, clip: Clip) -> Iterable[Moment]:
         audio = Resampler(RATE_HZ, EAR_RATE_HZ).push(clip.samples, last=True)
-        probabilities = self._probabilities(audio)
+        probabilities, gated = self._probabilities(audio)
         breaks = [(p.start_sample, p.text_before, p.duration_s) for p in clip.inner_pauses]
         tracker = ProsodyTracker()
         self._decoding.reset()
@@ -75,7 +76,7 @@ class Listener:
                 window = audio[w * WINDOW_SAMPLES : (w + 1) * WINDOW_SAMPLES]
                 tracker.push(window, probabilities[w])
                 self._decoding.hear(to_pcm16(window))
-                voiced_ms += 1000 * WINDOW_S * (probabilities[w] >= VOICED)
+                voiced_ms += 1000 * WINDOW_S * (gated[w] >= VOICED)
             done = due
             heard, end = self._decoding.conclude()
             cues = Cues(heard, None if math.isnan(end) else end, tracker.describe(), voiced_ms)
@@ -90,15 +91,19 @@ class Listener:
         end = self._logmath.exp(self._lm.prob(["</s>", *history]))
         return dataclasses.replace(cues, text=" ".join(words), end_probability=end)
 
-    def _probabilities(self, audio: Samples) -> list[float]:
+    def _probabilities(self, audio: Samples) -> tuple[list[float], list[float]]:
+        """Of speech per window, as the ear hears it and as the turn machine takes it."""
         state = np.zeros((2, 1, STATE_SIZE), np.float32)
         padded = np.concatenate([np.zeros(CONTEXT_SAMPLES, np.float32), audio])
-        found = []
+        gate = LevelGate()
+        plain, gated = [], []
         for end in range(WINDOW_SAMPLES, len(audio) + 1, WINDOW_SAMPLES):
             window = padded[end - WINDOW_SAMPLES : end + CONTEXT_SAMPLES]
             probability, state = self._silero(window[None], state)
-            found.append(float(probability[0]))
-        return found
+            level_db = 10 * math.log10(float(np.mean(np.square(window[CONTEXT_SAMPLES:]))) + 1e-10)
+            plain.append(float(probability[0]))
+            gated.append(gate(plain[-1], level_db))
+        return plain, gated
 
 
 def table(name: str, moments: Sequence[Moment], policy: Policy) -> str:

@@ -22,6 +22,8 @@ SUSTAINED_MS = 15.0
 MATCH_MS = 40.0
 """Length of the pieces looked up by `playback_faults`."""
 MATCH_CORRELATION = 0.98
+FADE_MS = 5.0
+"""A playback buffer may fade what it breaks off over so long."""
 
 
 class Span(NamedTuple):
@@ -127,6 +129,9 @@ def playback_faults(reply: Samples, heard: Samples) -> PlaybackFaults:
             if len(piece) < size // 4:
                 continue
             found = _locate(reply, piece, expected)
+            if found is None:  # playback may have faded it out
+                piece = piece[: -to_samples(FADE_MS)]
+                found = _locate(reply, piece, expected)
             if found is not None:
                 cover[found : found + len(piece)] += 1
                 expected = found + len(piece)

@@ -6,6 +6,8 @@ The server speaks through `handlers.tts.espeak_voice`, which has no need of the 
 from __future__ import annotations
 
 import ctypes
+import shutil
+import tempfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,14 +49,22 @@ _CALLBACK = ctypes.CFUNCTYPE(
 
 
 class Synthesizer:
-    """A context: the library keeps one global voice. Raises ModuleNotFoundError without it."""
+    """A context with a library of its own: the same calls in it give the same audio.
+
+    eSpeak keeps global state from one text to the next, and through its own termination; hence
+    a fresh copy of the library each time. Raises ModuleNotFoundError without espeakng-loader.
+    """
 
     def __enter__(self) -> Synthesizer:
         import espeakng_loader
 
-        self._lib = ctypes.CDLL(espeakng_loader.get_library_path())
+        with tempfile.TemporaryDirectory() as folder:
+            library = shutil.copy(espeakng_loader.get_library_path(), folder)
+            self._lib = ctypes.CDLL(library)
         data = espeakng_loader.get_data_path().encode()
         self._rate_hz: int = self._lib.espeak_Initialize(AUDIO_SYNCHRONOUS, 0, data, 0)
+        self._lib.espeak_ng_SetRandSeed(ctypes.c_long(0))
+        self._lib.srand(0)  # libc's: the Klatt voices
         self._chunks: list[Samples] = []
         self._starts: list[int] = []
         self._callback = _CALLBACK(self._take)

@@ -17,11 +17,12 @@ from handlers.messages import (
     Message,
     Retain,
     Transcript,
+    Voice,
 )
 from handlers.ticket import Ticket
 from server import turns, wire
 from server.conversation import Conversation
-from server.endpointing import EndpointPolicy
+from server.endpointing import EndpointPolicy, LevelGate
 from server.hub import Hub
 from server.intake import Intake
 from server.items import MessageItem, user_audio
@@ -62,6 +63,7 @@ class Dialogue:
         self._ticket = ticket
         self._intake = intake
         self._conversation = conversation
+        self._gate = LevelGate()
         self._utterance: Utterance | None = None
         self._awaited: dict[Ticket, Utterance] = {}  # committed, text still to come
 
@@ -73,8 +75,9 @@ class Dialogue:
 
     # From the stages.
 
-    def voice(self, end_sample: int, probability: float, now_s: float) -> None:
-        self._apply(self.machine.voice(end_sample, probability, now_s), now_s)
+    def voice(self, message: Voice, now_s: float) -> None:
+        probability = self._gate(message.probability, message.level_db)
+        self._apply(self.machine.voice(message.end_sample, probability, now_s), now_s)
 
     def receive(self, message: Message, now_s: float) -> None:
         if isinstance(message, Transcript):

@@ -278,7 +278,7 @@ class Session:
         if isinstance(message, Voice):
             self._intake.listened = max(self._intake.listened, message.end_sample)
             self._feed()
-            self._dialogue.voice(message.end_sample, message.probability, now_s)
+            self._dialogue.voice(message, now_s)
         else:
             if isinstance(message, Failed) and message.ticket is self.ticket:
                 self._intake.listened = self._intake.fed

@@ -172,7 +172,9 @@ class ScriptedStages:
             if voiced and utterance is not None and utterance.live:
                 self._voiced[utterance] += WINDOW_SAMPLES
                 self.later(0.0, Transcript(utterance, self._text(utterance)))
-            self.later(0.0, Voice(ticket, end, 0.99 if voiced else 0.01, -20.0))
+            self.later(
+                0.0, Voice(ticket, end, 0.99 if voiced else 0.01, -20.0 if voiced else -90.0)
+            )
         self._rest[ticket] = rest
 
     def ask(self, message: Ask) -> None:

@@ -202,6 +202,8 @@ class _Stream:
 
     def incomplete(self) -> Samples:
         """What the incomplete window holds so far, at EAR_RATE_HZ."""
+        if not self.pending_samples:
+            return np.zeros(0, np.float32)
         blocks = -(-self.pending_samples // BLOCK_SAMPLES)
         padded = np.zeros((1, HISTORY_SAMPLES + blocks * BLOCK_SAMPLES), np.float32)
         padded[0, : len(self.raw)] = self.raw

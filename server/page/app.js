@@ -45,10 +45,14 @@ const PROBLEMS = {
   failed: "Something on this page failed. Stop and start again.",
 };
 
+const PASSING = new Set(["network_slow", "talk_too_short"]);
+const PASSING_MS = 5000;
+
 const $ = (id) => document.getElementById(id);
 const strip = new Strip($("strip"));
 const transcript = new Transcript($("transcript"));
 let key = "";
+let passing = 0; // the timer of a message that goes by itself
 
 const conversation = new Conversation(
   {
@@ -64,6 +68,7 @@ const conversation = new Conversation(
     parleyResumed: () => transcript.parleyResumed(),
     parleyCut: (itemId, status) => transcript.parleyCut(itemId, status),
     parleyDone: () => transcript.parleyDone(),
+    over: () => transcript.over(),
     history: () => transcript.history(),
     reconnected: () => {
       transcript.note("Reconnected");
@@ -137,6 +142,8 @@ function problem(code, message) {
   $("notice-text").textContent = own ?? message ?? PROBLEMS.failed;
   $("notice").dataset.code = code;
   $("notice").hidden = false;
+  clearTimeout(passing);
+  if (PASSING.has(code)) passing = setTimeout(hideProblem, PASSING_MS);
 }
 
 function hideProblem() {

@@ -193,11 +193,13 @@ export class Conversation {
 
   #audible(itemId, answered_s) {
     this.spoke = true;
-    if (this.#committed && answered_s !== null && answered_s < CUT_IN_S) {
-      this.#view.cutIn(itemId);
-    } else if (this.#committed && answered_s !== null) {
-      this.answers_s = [...this.answers_s, answered_s].slice(-MAX_ANSWERS);
-      this.#view.answered(itemId, answered_s);
+    if (this.#committed && answered_s !== null) {
+      if (answered_s < CUT_IN_S && !this.pushToTalk) {
+        this.#view.cutIn(itemId);
+      } else {
+        this.answers_s = [...this.answers_s, answered_s].slice(-MAX_ANSWERS);
+        this.#view.answered(itemId, answered_s);
+      }
     }
     this.#committed = false;
   }
@@ -331,7 +333,7 @@ export class Conversation {
     this.#utterance = this.#talk = null;
     this.#hearing = this.#thinking = this.#committed = this.#congested = false;
     this.#responses.clear();
-    this.#view.parleyDone();
+    this.#view.over();
   }
 
   #update(session) {

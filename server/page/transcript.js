@@ -33,7 +33,8 @@ export class Transcript {
   }
 
   personFailed(itemId) {
-    this.#settle(this.person(itemId), "");
+    const turn = this.person(itemId);
+    this.#settle(turn, turn.text.textContent || "…");
     this.mark(itemId, "not understood");
   }
 
@@ -77,6 +78,15 @@ export class Transcript {
       turn.removeAttribute("aria-busy");
     }
     this.parleyResumed();
+  }
+
+  /** The connection is gone: nothing more is added to any turn. */
+  over() {
+    this.parleyDone();
+    for (const { root, text } of [...this.#turns.values()]) {
+      root.removeAttribute("aria-busy");
+      if (!text.textContent.trim()) this.drop(root.dataset.item);
+    }
   }
 
   /** A small remark beside a turn. */

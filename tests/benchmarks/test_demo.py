@@ -39,4 +39,4 @@ def test_a_whole_conversation(
 def test_a_turn_without_a_reply_is_named(dialogue: Dialogue) -> None:
     silent = Dialogue(dialogue.clips)
     run(Conversation(silent.script), FakeServer(answer_ms=500.0, mute_turns=(0,)))
-    assert silent.missed == "Hello there."
+    assert silent.missed == "Good morning."

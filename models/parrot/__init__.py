@@ -1,0 +1,1 @@
+"""Parrot: a textless language model over two speech channels, next-token-pair prediction."""

@@ -12,7 +12,7 @@ import asyncio
 import shutil
 import sys
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,9 @@ def figures(scores: Scores) -> dict[str, Spread]:
 def leave(talk: Conversation, scores: Scores, server: Server, out: Path) -> None:
     """Write the recording, the picture and the report; print the table."""
     spreads = figures(scores)
+    said: dict[str, str] = {each.clip.name: each.clip.text for each in talk.trace.said}
+    turns = [[f"“{said[score.clip]}”", score.latency_ms] for score in scores.turns]
+    print("\n" + table(("last voiced → audible reply", "ms"), turns))
     print("\nAt the listener's ear, in ms:")
     print(table(SPREAD_HEADERS, [spread.row(name) for name, spread in spreads.items()]))
     for score in scores.barge_ins:

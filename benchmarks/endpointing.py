@@ -29,7 +29,7 @@ from handlers.stt.decoding import Decoding, load
 from handlers.stt.pocketsphinx import PocketSphinxOptions
 from handlers.vad.prosody import ProsodyTracker
 from handlers.vad.silero import CONTEXT_SAMPLES, STATE_SIZE, WINDOW_SAMPLES, SileroModel
-from server.endpointing import Cues, Features, LevelGate, TextPolicy, features
+from server.endpointing import VOICE_FEATURES, Cues, Features, LevelGate, TextPolicy, features
 from server.turns import TurnSettings
 
 WINDOW_S = WINDOW_SAMPLES / EAR_RATE_HZ
@@ -38,6 +38,8 @@ SOFT_END_S = 0.1
 LATE_MS = 900.0
 VOICED = TurnSettings().threshold - TurnSettings().hysteresis
 RIDGE = 2.0
+VOICE_TRUST = 0.5
+"""What is kept of the voice's weights: eSpeak's tunes are more regular than people's."""
 
 Policy = Callable[[Cues], float]
 Matrix = npt.NDArray[np.float64]
@@ -124,7 +126,7 @@ HEADER = (
 
 
 def fit(moments: Iterable[Moment]) -> tuple[float, Features]:
-    """Ridge logistic regression by Newton's method → (bias, weights)."""
+    """Ridge logistic regression by Newton's method → (bias, weights), the voice's damped."""
     seen = [(m, cues) for m in moments for cues in (m.cues, m.true_cues) if cues is not None]
     x: Matrix = np.array([(1.0, *dataclasses.astuple(features(cues))) for _, cues in seen])
     y = np.array([m.pause_s is None for m, _ in seen], float)
@@ -133,6 +135,7 @@ def fit(moments: Iterable[Moment]) -> tuple[float, Features]:
         p = 1 / (1 + np.exp(-x @ w))
         hessian = (x * (p * (1 - p))[:, None]).T @ x + RIDGE * np.eye(len(w))
         w -= np.linalg.solve(hessian, x.T @ (p - y) + RIDGE * w)
+    w[1:][VOICE_FEATURES] *= VOICE_TRUST
     bias, *weights = (round(float(value), 2) for value in w)
     return bias, Features(*weights)
 

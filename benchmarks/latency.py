@@ -14,13 +14,14 @@ import random
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from benchmarks.clips import Clip, make_clips, make_interruptions, recorded_clips
-from benchmarks.listener import Conversation, Kind, hold
+from benchmarks.listener import Conversation, Kind, Trace, hold
 from benchmarks.measure import AUDIBLE_DBFS
 from benchmarks.pictures import draw_latency
 from benchmarks.report import (
@@ -30,12 +31,13 @@ from benchmarks.report import (
     environment,
     environment_lines,
     table,
+    two_places,
     write_json,
     write_recording,
 )
 from benchmarks.scenes import Scene, interruption, one_after_another, turn
 from benchmarks.score import STAGES, Scores
-from benchmarks.server_process import Metrics, Server, ServerFailed, running, server_at
+from benchmarks.server_process import CpuMeter, Metrics, Server, ServerFailed, running, server_at
 from client.realtime import Realtime, RealtimeError
 
 PROMPTS = ("tell me a story", "what can you do", "count from one to twenty")
@@ -44,12 +46,14 @@ BARGE_IN_AFTER_S = (0.3, 2.0)
 SESSION_STAGGER_S = 0.7
 
 
-def make_sessions(options: argparse.Namespace) -> list[Scene]:
-    """The turns and interruptions of this seed, dealt out to sessions."""
+def make_turns(options: argparse.Namespace) -> list[Clip]:
+    recorded = recorded_clips(options.recordings) if options.recordings else []
+    return make_clips(options.seed, options.turns) + recorded
+
+
+def make_sessions(clips: Sequence[Clip], options: argparse.Namespace) -> list[Scene]:
+    """The turns, and this seed's interruptions, dealt out to sessions."""
     source = random.Random(options.seed)
-    clips = make_clips(options.seed, options.turns)
-    if options.recordings:
-        clips += recorded_clips(options.recordings)
     scenes = [turn(clip, options.reply_s) for clip in clips]
     prompts = make_prompts(options.seed, options.interruptions)
     for prompt, clip in zip(prompts, make_interruptions(options.seed, len(prompts)), strict=True):
@@ -72,36 +76,39 @@ async def hold_sessions(
     sessions: Sequence[Scene], server: Server, options: argparse.Namespace
 ) -> Scores:
     """Hold all conversations, `--parallel` at a time."""
-    scores = Scores()
+    traces: dict[int, Trace] = {}
+    failures: list[str] = []
     waiting = iter(enumerate(sessions))
 
     async def worker(number: int) -> None:
         await asyncio.sleep(number * SESSION_STAGGER_S)
         for index, scene in waiting:
             talk = Conversation(scene, frame_ms=options.frame_ms)
+            traces[index] = talk.trace
             try:
                 binary = options.wire == "binary"
                 async with Realtime.connect(server.url, options.api_key, binary) as client:
                     talk.binary = client.binary
                     await hold(client, talk)
             except RealtimeError as error:
-                scores.errors.append(f"session {index}: {error}")
-            if talk.trace.said:
-                scores.add(talk.trace)
-                if options.record:
-                    path = options.record / f"session-{index:02d}.wav"
-                    write_recording(path, talk.trace.recording())
+                failures.append(f"session {index}: {error}")
 
     await asyncio.gather(*(worker(number) for number in range(options.parallel)))
+    scores = Scores(errors=failures)
+    for index, trace in sorted(traces.items()):  # only now: scoring would hold up the others
+        scores.add(trace)
+        if options.record and trace.left:
+            write_recording(options.record / f"session-{index:02d}.wav", trace.recording())
     return scores
 
 
-def summary(scores: Scores) -> dict[str, Any]:
+def summary(scores: Scores, planned: int) -> dict[str, Any]:
     """The figures, in milliseconds where they are times."""
     turns = [score for score in scores.turns if score.after == "turn"]
     noises = [score for score in scores.noises if score.tested]
     return {
         "turns": len(turns),
+        "turns_never_spoken": planned - len(turns),  # their session broke off
         "turns_with_a_pause": sum(score.pause_ms > 0 for score in turns),
         "latency_ms": Spread.of(scores.latencies_ms()),
         "latency_after_barge_in_ms": Spread.of(scores.latencies_ms(("barge_in",))),
@@ -149,7 +156,8 @@ def print_report(figures: dict[str, Any], stages: dict[str, Spread]) -> None:
         print("\nThe server's /metrics, in ms:\n" + table(SPREAD_HEADERS, rows))
     print(
         f"\n{figures['turns']} turns, {figures['turns_with_a_pause']} with a pause inside: "
-        f"{figures['cut_ins']} cut in, {figures['missed']} missed (of all utterances)"
+        f"{figures['cut_ins']} cut in, {figures['missed']} missed (of all utterances), "
+        f"{figures['turns_never_spoken']} never spoken because the session broke off"
         f"\n{figures['barge_ins']} barge-ins, {figures['barge_in_ms'].count} of them into a "
         f"sounding reply: {figures['barge_ins_resumed']} old replies came back"
         f"\n{figures['noises']} noises: {figures['noises_that_ended_the_reply']} ended the reply; "
@@ -187,33 +195,34 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run everything; the report as a JSON-ready document. Raises `ServerFailed`."""
-    sessions = make_sessions(options)
+    clips = make_turns(options)
+    sessions = make_sessions(clips, options)
     with ExitStack() as stack:
         if options.url:
             server = server_at(options.url)
         else:
             server = stack.enter_context(running(options.server, options.server_log))
-        before = server.metrics()
+        before, meter = server.metrics(), CpuMeter(server)
         scores = uvloop.run(hold_sessions(sessions, server, options))
+        cpu = meter.read()
         stages = server_stages(before, server.metrics())
-    return report_on(scores, options, stages, server.start_s)
+    document = report_on(scores, len(clips), options, stages)
+    used = [f"{name} {two_places(cores) or '–'}" for name, cores in asdict(cpu).items()]
+    print(f"CPU in cores: {', '.join(used)}")
+    if server.start_s is not None:
+        print(f"server start to ready: {server.start_s:.2f} s")
+    return document | {"server_start_s": server.start_s, "cpu_cores": cpu}
 
 
 def report_on(
-    scores: Scores,
-    options: argparse.Namespace,
-    stages: dict[str, Spread],
-    start_s: float | None,
+    scores: Scores, planned: int, options: argparse.Namespace, stages: dict[str, Spread]
 ) -> dict[str, Any]:
     """Print the figures; returns everything that was found."""
-    figures = summary(scores)
+    figures = summary(scores, planned)
     print_report(figures, stages)
-    if start_s is not None:
-        print(f"server start to ready: {start_s:.2f} s")
     return {
         "environment": environment(vars(options)),
         "audible_dbfs": AUDIBLE_DBFS,
-        "server_start_s": start_s,
         "figures": figures,
         "server_stages_ms": stages,
         "turns": scores.turns,

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,26 @@ from benchmarks.clips import Clip, make_clips
 from benchmarks.listener import Conversation, Trace
 from benchmarks.measure import AUDIBLE_DBFS
 from benchmarks.pictures import draw_load
-from benchmarks.report import Cell, Spread, environment, environment_lines, table, write_json
+from benchmarks.report import (
+    Cell,
+    Spread,
+    environment,
+    environment_lines,
+    table,
+    two_places,
+    write_json,
+)
 from benchmarks.scenes import turn
 from benchmarks.score import Scores
-from benchmarks.server_process import Histogram, Server, ServerFailed, Usage, running, server_at
+from benchmarks.server_process import (
+    Cpu,
+    CpuMeter,
+    Histogram,
+    Server,
+    ServerFailed,
+    running,
+    server_at,
+)
 from benchmarks.swarm import FRAME_QUANTA, Swarm
 
 LOOP_LAG = "parley_loop_lag_seconds"
@@ -46,7 +62,7 @@ MB = 1e6
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What was measured with `sessions` connected. CPU in cores, memory in 10⁶ bytes (PSS)."""
+    """What was measured with `sessions` connected. Memory in 10⁶ bytes (PSS)."""
 
     sessions: int
     speaking: int
@@ -58,8 +74,7 @@ class Point:
     unasked_replies: int  # to room noise
     loop_lag_ms: Spread
     loop_lag_p99_ms: float | None
-    server_cpu_cores: float | None
-    generator_cpu_cores: float
+    cpu_cores: Cpu
     server_pss_mb: float | None
     server_threads: int | None
     server_processes: int | None
@@ -76,13 +91,13 @@ async def measure_point(
     speaking = min(options.speaking, len(swarm.links))
     known_errors = len(swarm.errors())
     unasked = sum(link.unasked_replies for link in swarm.links)
-    before, mine, began_s = server.usage(), time.process_time(), time.monotonic()
+    meter, began_s = CpuMeter(server), time.monotonic()
     metrics = await asyncio.to_thread(server.metrics)
     swarm.lateness_s.clear()
     traces = await speak_all(swarm, clips, speaking, options.reply_s)
     late_ms = [1000.0 * late for late in swarm.lateness_s]
     later = await asyncio.to_thread(server.metrics)
-    after, mine, seconds = server.usage(), time.process_time() - mine, time.monotonic() - began_s
+    cpu, after, seconds = meter.read(), server.usage(), time.monotonic() - began_s
 
     scores = Scores()  # only now: scoring would hold up the stream
     for trace in traces:
@@ -102,8 +117,7 @@ async def measure_point(
         unasked_replies=sum(link.unasked_replies for link in swarm.links) - unasked,
         loop_lag_ms=lag.spread_ms(),
         loop_lag_p99_ms=None if p99 is None else 1000.0 * p99,
-        server_cpu_cores=_cores(before, after, seconds),
-        generator_cpu_cores=mine / seconds,
+        cpu_cores=cpu,
         server_pss_mb=None if after is None else after.pss_bytes / MB,
         server_threads=None if after is None else after.threads,
         server_processes=None if after is None else after.processes,
@@ -126,8 +140,7 @@ async def speak_all(
             talk = Conversation(turn(clip, reply_s), frame_ms=FRAME_MS)
             await swarm.speak(link, talk)
             free.append(link)
-            if talk.trace.said:
-                traces.append(talk.trace)
+            traces.append(talk.trace)
 
     await asyncio.gather(*(speaker(number) for number in range(speaking)))
     return traces
@@ -184,14 +197,15 @@ def held(points: Sequence[Point]) -> int:
 def print_report(points: Sequence[Point]) -> None:
     headers = (
         "sessions", "speaking", "turns", "missed", "cut-ins", "latency p50", "p95", "max",
-        "lag p50", "p99", "server CPU", "generator", "late p99", "PSS MB", "threads", "errors",
+        "lag p50", "p99", "server CPU", "generator", "others", "late p99", "PSS MB", "threads",
+        "errors",
     )  # fmt: skip
     rows: list[list[Cell]] = [
         [
             str(p.sessions), p.speaking, p.turns, p.missed, p.cut_ins,
             p.latency_ms.p50, p.latency_ms.p95, p.latency_ms.max,
             p.loop_lag_ms.p50, p.loop_lag_p99_ms,
-            _two_places(p.server_cpu_cores), _two_places(p.generator_cpu_cores),
+            *(two_places(cores) for cores in astuple(p.cpu_cores)),
             p.generator_lateness_p99_ms, p.server_pss_mb, p.server_threads, len(p.errors),
         ]
         for p in points
@@ -206,16 +220,6 @@ def print_report(points: Sequence[Point]) -> None:
     )
     for error in sorted({error for point in points for error in point.errors}):
         print(f"error: {error}")
-
-
-def _two_places(value: float | None) -> str | None:
-    return None if value is None else f"{value:.2f}"
-
-
-def _cores(before: Usage | None, after: Usage | None, seconds: float) -> float | None:
-    if before is None or after is None:
-        return None
-    return (after.cpu_s - before.cpu_s) / seconds
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -122,19 +122,20 @@ def playback_faults(reply: Samples, heard: Samples) -> PlaybackFaults:
     """
     size = to_samples(MATCH_MS)
     cover = np.zeros(len(reply) + size, np.int32)
-    expected = 0
+    played, expected = 0, 0  # the same moment in `heard` and in `reply`
     for span in audible_spans(heard, bridge_ms=MATCH_MS):
         for start in range(span.start, span.end, size):
             piece = heard[start : min(start + size, span.end)]
             if len(piece) < size // 4:
                 continue
-            found = _locate(reply, piece, expected)
+            places = (expected + start - played, expected)  # on in step, or after a pause cut in
+            found = _locate(reply, piece, places)
             if found is None:  # playback may have faded it out
                 piece = piece[: -to_samples(FADE_MS)]
-                found = _locate(reply, piece, expected)
+                found = _locate(reply, piece, places)
             if found is not None:
                 cover[found : found + len(piece)] += 1
-                expected = found + len(piece)
+                played, expected = start + len(piece), found + len(piece)
     audible = np.zeros(len(cover), bool)
     for span in audible_spans(reply, bridge_ms=MATCH_MS):
         audible[span.start : span.end] = True
@@ -149,10 +150,11 @@ def _long_runs(mask: np.ndarray, shortest: int) -> int:
     return int(lengths[lengths >= shortest].sum())
 
 
-def _locate(reply: Samples, piece: Samples, expected: int) -> int | None:
-    """Where in `reply` the piece stands: at the expected place, else wherever it fits best."""
-    if _correlation(reply[expected : expected + len(piece)], piece) >= MATCH_CORRELATION:
-        return expected
+def _locate(reply: Samples, piece: Samples, places: Sequence[int]) -> int | None:
+    """Where in `reply` the piece stands: at one of `places`, else wherever it fits best."""
+    for place in places:
+        if _correlation(reply[place : place + len(piece)], piece) >= MATCH_CORRELATION:
+            return place
     whole, part = reply.astype(np.float64), piece.astype(np.float64)
     size = len(whole) + len(part)
     spectrum = np.fft.rfft(whole, size) * np.conj(np.fft.rfft(part, size))

@@ -139,7 +139,8 @@ def draw_load(points: Sequence[Point], path: Path) -> None:
     bar_ms = points[0].latency_ms.p95
     if bar_ms is not None:
         latency.axhline(1.5 * bar_ms, color=ALERT, linewidth=1, linestyle="--")
-        latency.text(sessions[0], 1.5 * bar_ms, "1.5 × p95 of the first", color=ALERT, va="bottom")
+        text = "1.5 × p95 of the first"
+        latency.text(sessions[-1], 1.5 * bar_ms, text, color=ALERT, ha="right", va="bottom")
     latency.set_title("Last voiced → audible reply")
     latency.set_ylabel("ms at the ear")
     line(lag, [p.loop_lag_ms.p50 for p in points], "p50", PERSON)
@@ -147,8 +148,9 @@ def draw_load(points: Sequence[Point], path: Path) -> None:
     lag.axhline(20.0, color=ALERT, linewidth=1, linestyle="--")
     lag.set_title("Event loop lag of the server")
     lag.set_ylabel("ms")
-    line(cpu, [p.server_cpu_cores for p in points], "server", PARLEY)
-    line(cpu, [p.generator_cpu_cores for p in points], "load generator", FAINT)
+    line(cpu, [p.cpu_cores.server for p in points], "server", PARLEY)
+    line(cpu, [p.cpu_cores.others for p in points], "anything else on the machine", ALERT)
+    line(cpu, [p.cpu_cores.generator for p in points], "load generator", FAINT)
     cpu.set_title("CPU")
     cpu.set_ylabel("cores")
     line(memory, [p.server_pss_mb for p in points], "server and its children", PARLEY)
@@ -264,7 +266,7 @@ def _mark_interruptions(row: Row, trace: Trace, scores: Scores) -> None:
             silent_s = onset_s + score.stop_ms / 1000.0
             row.axes.axvspan(onset_s, silent_s, color=ALERT, alpha=0.45, linewidth=0)
             text = f"silent after {score.stop_ms:.0f} ms"
-            row.axes.text(silent_s + 0.08, -0.45, text, color=ALERT, fontsize=9, fontweight="bold")
+            row.axes.text(silent_s + 0.08, 2.42, text, color=ALERT, fontsize=9, fontweight="bold")
 
 
 def _mark_replies(row: Row, trace: Trace) -> None:

@@ -61,7 +61,9 @@ def environment(settings: Mapping[str, Any]) -> dict[str, Any]:
 def environment_lines(facts: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
     settings = " ".join(
-        f"--{name} {value}" for name, value in facts["settings"].items() if value not in (None, [])
+        f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in facts["settings"].items()
+        if value not in (None, [], False)
     )
     return (
         f"commit {facts['commit']} · Python {facts['python']} · {versions}\n"
@@ -86,6 +88,10 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2, default=_plain) + "\n", encoding="utf-8")
+
+
+def two_places(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2f}"
 
 
 def write_recording(path: Path, recording: Samples) -> None:

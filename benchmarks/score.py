@@ -28,6 +28,8 @@ STILL_SOUNDING_MS = 300.0
 """A reply silent for longer than this at the onset had ended: nothing was interrupted."""
 NOISE_REACH_MS = 500.0
 """A silence of the reply that begins later after a noise has nothing to do with it."""
+CROSSED = "response_cancel_not_active"
+"""The person's "stop" crossed the end of the reply on the way: no fault of anybody's."""
 STAGES = {
     "endpoint": "input_audio_buffer.speech_stopped",
     "transcript": "conversation.item.input_audio_transcription.completed",
@@ -76,6 +78,8 @@ class Scores:
 
     def add(self, trace: Trace) -> None:
         """Score everything that was said in one conversation."""
+        if not trace.said:
+            return
         right = trace.recording()[1]
         spans = audible_spans(right)
         ends = [said.start_sample for said in trace.said[1:]] + [len(right)]
@@ -87,9 +91,8 @@ class Scores:
                 self.barge_ins.append(_barge_in(trace, said, spans, end))
             self.turns.append(_turn(trace, said, spans, end))
         self.lateness_ms.extend(late * 1000.0 for late in trace.lateness_s)
-        self.errors.extend(
-            str((h.event.get("error") or {}).get("code")) for h in trace.named("error")
-        )
+        codes = (str(h.event["error"].get("code")) for h in trace.named("error"))
+        self.errors.extend(code for code in codes if code != CROSSED)
 
     def latencies_ms(self, after: Sequence[str] = ("turn",)) -> list[float]:
         chosen = (t.latency_ms for t in self.turns if t.after in after)

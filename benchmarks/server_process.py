@@ -157,6 +157,40 @@ def tree_usage(pid: int) -> Usage:
     return Usage(cpu_ticks / TICKS_PER_S, pss, threads, processes)
 
 
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """Cores in use over a stretch of time."""
+
+    server: float | None  # None: not our process
+    generator: float  # this process
+    others: float | None  # the rest of the machine, time stolen by a hypervisor included
+
+
+class CpuMeter:
+    """Runs from its making to `read`."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._before = self._snapshot()
+
+    def read(self) -> Cpu:
+        pairs = zip(self._snapshot(), self._before, strict=True)
+        wall_s, busy_s, own_s, server_s = (now - then for now, then in pairs)
+        own = own_s / wall_s
+        if self._server.pid is None:
+            return Cpu(None, own, None)
+        server = server_s / wall_s
+        return Cpu(server, own, max(0.0, busy_s / wall_s - own - server))
+
+    def _snapshot(self) -> tuple[float, float, float, float]:
+        fields = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:]
+        user, nice, system, _idle, _waiting, irq, soft_irq, stolen = map(int, fields[:8])
+        busy = user + nice + system + irq + soft_irq + stolen
+        usage = self._server.usage()
+        server_s = usage.cpu_s if usage is not None else 0.0
+        return time.monotonic(), busy / TICKS_PER_S, time.process_time(), server_s
+
+
 def _tree(pid: int) -> list[int]:
     found = [pid]
     for parent in found:

@@ -78,6 +78,7 @@ class Voice:
     end_sample: int
     probability: float
     level_db: float  # RMS of the window in dB full scale
+    tilt_db: float = 0.0  # RMS of its first difference against that: low for a closed-mouth hum
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,10 @@ from server.transcript import StablePrefix
 from server.turns import Turns, TurnSettings
 
 
+DULL_BELOW_DB = -12.0
+"""Tilt of a window that holds no more than a hum."""
+
+
 @dataclass(slots=True)
 class Utterance:
     """What the person is saying, or has said while its text is awaited."""
@@ -76,8 +80,14 @@ class Dialogue:
     # From the stages.
 
     def voice(self, message: Voice, now_s: float) -> None:
-        probability = self._gate(message.probability, message.level_db)
-        self._apply(self.machine.voice(message.end_sample, probability, now_s), now_s)
+        actions = self.machine.voice(
+            message.end_sample,
+            message.probability,
+            now_s,
+            audible=self._gate(message.probability, message.level_db) > 0.0,
+            dull=message.tilt_db < DULL_BELOW_DB,
+        )
+        self._apply(actions, now_s)
 
     def receive(self, message: Message, now_s: float) -> None:
         if isinstance(message, Transcript):

@@ -36,7 +36,9 @@ class TurnSettings:
     resume_ms: float = 64.0  # voiced after a soft end that means: still speaking
     confirm_ms: float = 700.0  # voiced over a reply that interrupts whatever the words
     confirm_words_ms: float = 250.0  # voiced over a reply before partial words may interrupt
-    stall_ms: float = 400.0  # audio missing for so long counts as silence from then on
+    hum_ms: float = 700.0  # a dull sound over a reply that is shorter is an "mm-hm"
+    ignore_ms: float = 350.0  # silence after which a sound over a reply was none to stop for
+    stall_ms: float = 1000.0  # audio missing for so long counts as silence from then on
     text_wait_ms: float = 5000.0  # silence after which a missing final text counts as failed
     max_turn_s: float = 120.0  # a turn is closed after this, wherever the speaker is
 
@@ -121,6 +123,14 @@ BACKCHANNELS = frozenset(
 """Words that accompany a reply instead of answering it."""
 NOISE_WORDS = frozenset("a an and but he her him i in it of or that the them this to".split())
 """Function words that a recogniser makes of a cough or a click; alone they are no interruption."""
+COMMANDS = frozenset(
+    "cancel enough excuse hang hold how never no please quiet sorry stop wait what when where who "
+    "why".split()
+)
+"""Words that stop a reply however they sound."""
+DULL_SHARE = 0.4
+"""Of "mm-hm" at least so much is closed-mouth hum. Over 27 of them by eSpeak voices 0.40 to 0.93;
+over 27 short interruptions under 700 ms 0.0 and 0.05, and up to 0.95 over longer ones."""
 
 
 def interrupts(text: str) -> bool:
@@ -142,8 +152,10 @@ class Turns:
         self._position_s = 0.0  # when it came
         self._run_start: int | None = None  # first sample of the current voiced run
         self._run = 0  # its voiced samples
+        self._run_dull = 0  # ... of which dull
         self._start = 0  # where the turn began
         self._voiced = 0  # voiced samples in the turn
+        self._dull = 0  # ... of which dull
         self._last_voiced = 0  # end of the last voiced window
         self._partial = ""
         self._final: str | None = None  # text at the soft end, once it has come
@@ -160,25 +172,41 @@ class Turns:
 
     # What the session tells.
 
-    def voice(self, end_sample: int, probability: float, now_s: float) -> list[Action]:
-        """One VAD window."""
+    def voice(
+        self,
+        end_sample: int,
+        probability: float,
+        now_s: float,
+        *,
+        audible: bool = True,
+        dull: bool = False,
+    ) -> list[Action]:
+        """One VAD window.
+
+        `audible`: loud enough to hold words; a pause inside a turn begins when they cease, though
+        the VAD says speech for 100 ms more. `dull`: hardly anything above the hum of a closed
+        mouth.
+        """
         window = end_sample - self._position
         self._position, self._position_s = end_sample, now_s
         s = self.settings
+        if not audible and self.phase is not Phase.QUIET:
+            probability = 0.0
         voiced = probability >= s.threshold
         silent = probability < s.threshold - s.hysteresis
         if silent:
-            self._run_start, self._run = None, 0
+            self._run_start, self._run, self._run_dull = None, 0, 0
         elif voiced or self._run_start is not None:
             if self._run_start is None:
                 self._run_start = end_sample - window
             self._run += window
+            self._run_dull += window if dull else 0
         actions: list[Action] = []
         match self.phase:
             case Phase.QUIET:
                 actions = self._quiet()
             case Phase.SPEAKING:
-                actions = self._speaking(silent, window)
+                actions = self._speaking(0 if silent else window, dull)
             case Phase.PAUSING:
                 actions = self._pausing()
         self._set_deadline()
@@ -204,9 +232,7 @@ class Turns:
             self._final = text
             cues = Cues(text, end_probability, prosody, self._voiced * 1000 / RATE_HZ)
             self._hold = samples(self.policy.hold_ms(cues))
-            actions = self._text_known(text)
-            if self.phase is Phase.PAUSING:
-                actions += self._check_end(self._silence(now_s))
+            actions = self._text_known(text) + self._check_end(self._silence(now_s))
         self._set_deadline()
         return actions
 
@@ -280,15 +306,17 @@ class Turns:
             return []
         start = max(self._floor, self._run_start - samples(s.prefix_padding_ms), 0)
         self.phase = Phase.SPEAKING
-        self._start, self._voiced, self._last_voiced = start, self._run, self._position
+        self._start, self._last_voiced = start, self._position
+        self._voiced, self._dull = self._run, self._run_dull
         self._partial, self._final, self._failed = "", None, False
         self._over_reply = over
         actions: list[Action] = [Pause()] if over else []
         return [*actions, Open(start)]
 
-    def _speaking(self, silent: bool, window: int) -> list[Action]:
-        if not silent:
-            self._voiced += window
+    def _speaking(self, voiced: int, dull: bool) -> list[Action]:
+        if voiced:
+            self._voiced += voiced
+            self._dull += voiced if dull else 0
             self._last_voiced = self._position
         if not self.settings.automatic:
             return []
@@ -304,6 +332,7 @@ class Turns:
             withdrawn = self._final is not None
             self.phase = Phase.SPEAKING
             self._voiced += self._run
+            self._dull += self._run_dull
             self._last_voiced = self._position
             self._final = None
             actions: list[Action] = [Withdraw()] if withdrawn else []
@@ -318,7 +347,7 @@ class Turns:
     def _soft_end(self) -> list[Action]:
         self.phase = Phase.PAUSING
         self._final = None
-        self._run_start, self._run = None, 0
+        self._run_start, self._run, self._run_dull = None, 0, 0
         self.revision += 1
         return [FinishText(self.revision)]
 
@@ -327,17 +356,27 @@ class Turns:
         if not self._over_reply:
             return []
         s = self.settings
-        words = self._voiced >= samples(s.confirm_words_ms) and interrupts(self._partial)
+        words = self._voiced >= samples(s.confirm_words_ms) and self._is_turn(self._partial)
         if not words and self._voiced < samples(s.confirm_ms):
             return []
         self._over_reply = False
         return [Interrupt()]
 
+    def _is_turn(self, text: str) -> bool:
+        """Whether a sound over a reply, recognised as `text`, is there to stop it."""
+        if not COMMANDS.isdisjoint(text.lower().split()):
+            return True
+        hum = self._voiced < samples(self.settings.hum_ms) and (
+            self._dull >= DULL_SHARE * self._voiced
+        )
+        return interrupts(text) and not hum
+
     def _text_known(self, text: str) -> list[Action]:
         actions: list[Action] = []
         if self._over_reply:
-            if not interrupts(text):
-                return self._drop()
+            if not self._is_turn(text):  # unless words follow at once
+                self._final, self._hold = "", samples(self.settings.ignore_ms)
+                return actions
             self._over_reply = False
             actions.append(Interrupt())
         if text and self.settings.create_response:
@@ -373,7 +412,7 @@ class Turns:
     def _close(self) -> None:
         self.phase = Phase.QUIET
         self._floor = self._position
-        self._run_start, self._run = None, 0
+        self._run_start, self._run, self._run_dull = None, 0, 0
         self._over_reply = False
         self._final, self._failed, self._partial = None, False, ""
         self.deadline_s = None

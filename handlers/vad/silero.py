@@ -292,9 +292,9 @@ class SileroEar(Handler[_Stream]):
             for stream in rows:
                 self.emit(self._failure(stream.ticket, error))
             return
-        for stream, (window, probability, level_db) in zip(rows, judged, strict=True):
+        for stream, (window, *judgement) in zip(rows, judged, strict=True):
             if stream.ticket.live:
-                self._perceive(stream, window, probability, level_db)
+                self._perceive(stream, window, *judgement)
 
     def _advance(self, stream: _Stream) -> bool:
         """Take what waits until there is a window; False when all is taken."""
@@ -317,22 +317,25 @@ class SileroEar(Handler[_Stream]):
                     raise StageError("vad_error", f"The ear takes no {type(other).__name__}.")
         return True
 
-    def _judge(self, rows: list[_Stream]) -> list[tuple[Samples, float, float]]:
-        """The next window of each at EAR_RATE_HZ, its speech probability and level."""
+    def _judge(self, rows: list[_Stream]) -> list[tuple[Samples, float, float, float]]:
+        """The next window of each at EAR_RATE_HZ, its speech probability, level and tilt."""
         audio = resample(np.stack([stream.take_raw() for stream in rows]))  # [B, WINDOW_SAMPLES]
         context = np.stack([stream.context for stream in rows])
         state = np.stack([stream.state for stream in rows], axis=1)  # [2, B, STATE_SIZE]
         found, state = self._model(np.concatenate([context, audio], axis=1), state)
         power = np.square(audio).mean(axis=1)
         levels_db = 10 * np.log10(np.maximum(power, LEVEL_FLOOR))
+        slope_power = np.square(np.diff(audio, axis=1)).mean(axis=1)
+        tilts_db = 10 * np.log10(np.maximum(slope_power, LEVEL_FLOOR)) - levels_db
         for row, stream in enumerate(rows):
             stream.context = audio[row, -CONTEXT_SAMPLES:].copy()
             stream.state = state[:, row].copy()
         copies = [window.copy() for window in audio]  # a view would keep the whole batch
-        return list(zip(copies, found.tolist(), levels_db.tolist(), strict=True))
+        numbers = (found.tolist(), levels_db.tolist(), tilts_db.tolist())
+        return list(zip(copies, *numbers, strict=True))
 
     def _perceive(
-        self, stream: _Stream, window: Samples, probability: float, level_db: float
+        self, stream: _Stream, window: Samples, probability: float, level_db: float, tilt_db: float
     ) -> None:
         stream.keep(window, probability, self._look_back, self._max_look_back)
         listening = stream.listening
@@ -343,7 +346,7 @@ class SileroEar(Handler[_Stream]):
                 listening.sent = max(listening.sent, speech - self._pad)
             if not listening.paused:
                 self._send_on(stream)
-        self.emit(Voice(stream.ticket, stream.clock_position(), probability, level_db))
+        self.emit(Voice(stream.ticket, stream.clock_position(), probability, level_db, tilt_db))
 
     def _send_on(self, stream: _Stream) -> None:
         """Forward the audio that the utterance has not got yet, whole windows only."""

@@ -47,7 +47,10 @@ class FrameCache:
         return keys, values
 
     def extend(self, rows: int, frames: int, segments: Tensor | None) -> None:
-        """Counts new frames in; without `segments` [rows, frames] each row's recording goes on."""
+        """Counts new frames in. `segments` is [rows, frames].
+
+        Without them each row's recording goes on; one that began without them is number 1.
+        """
         if segments is not None and self.segments is None and self.frames:
             self.segments = segments.new_ones(rows, self.frames)
         if self.segments is not None:

@@ -27,7 +27,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from models.common.checkpoint import saved_config
-from models.common.errors import ArchitectureError, ConfigError, VocabularyError
+from models.common.errors import ArchitectureError, ConfigError, FrameLengthError, VocabularyError
 from models.common.masks import frame_mask, positions_in_segments
 from models.parrot.attention import EAGER, SDPA, FrameCache, KeyValueStore
 from models.parrot.config import CHANNELS, LAYOUT, OWN_FIELDS, DualChannelConfig
@@ -85,10 +85,17 @@ class DualChannelModel(PreTrainedModel):
         here. `past_key_values`: the frames before these; it grows by them. `logits_to_keep`: the
         number of last frames to predict from, 0 for all.
 
-        Raises `FrameLengthError` where the tokens make no whole frames.
+        Raises `FrameLengthError` where the tokens make no whole frames, or labels or segments
+        don't match them. That the codes are below K is for `interleave` to check, off the device.
         """
         frames = to_frames(input_ids, self.config.num_codebooks)  # [B, T * S] -> [B, T, C, D]
         rows, count = frames.shape[:2]
+        for name, given, wanted in (
+            ("labels", labels, input_ids.shape),
+            ("segments", segments, (rows, count)),
+        ):
+            if given is not None and given.shape != wanted:
+                raise FrameLengthError(f"{name}: {tuple(given.shape)}, not {tuple(wanted)}")
         past = 0
         if past_key_values is not None:
             past = past_key_values.frames

@@ -54,10 +54,11 @@ async def test_figures_are_the_servers_delays(tmp_path: Path) -> None:
     [stop_ms] = scores.stops_ms()
     assert stop_ms == pytest.approx(80.0 + PLAYOUT_MS / 2, abs=25.0)
 
-    document = report_on(scores, options, {}, start_s=None)
+    document = report_on(scores, 3, options, {})
     write_json(tmp_path / "latency.json", document)
     written = json.loads((tmp_path / "latency.json").read_text())
     assert written["figures"]["turns"] == 2
+    assert written["figures"]["turns_never_spoken"] == 1
     assert written["figures"]["latency_ms"]["count"] == 2
     assert written["turns"][0]["latency_ms"] == scores.turns[0].latency_ms
     draw_latency(document, tmp_path / "latency.png")

@@ -9,7 +9,7 @@ import sys
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
-from benchmarks.server_process import Metrics, ServerFailed, running, tree_usage
+from benchmarks.server_process import CpuMeter, Metrics, Server, ServerFailed, running, tree_usage
 
 
 def reading(registry: CollectorRegistry) -> Metrics:
@@ -75,6 +75,24 @@ def test_usage_counts_the_children() -> None:
     assert both.threads > alone.threads
     assert alone.cpu_s > 0.0
     assert alone.pss_bytes > 1_000_000
+
+
+def test_cpu_is_split_between_the_server_this_process_and_the_rest() -> None:
+    burn = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
+    command = [sys.executable, "-c", burn]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        meter = CpuMeter(Server("", "", child.pid))
+        assert child.stdout is not None
+        child.stdout.readline()
+        cpu = meter.read()
+    finally:
+        child.communicate(b"\n")
+    assert cpu.server is not None
+    assert cpu.others is not None
+    assert cpu.server > 0.05
+    assert cpu.generator < cpu.server
+    assert CpuMeter(Server("", "")).read().server is None
 
 
 def test_a_server_that_cannot_start_is_named() -> None:

@@ -16,7 +16,7 @@ from benchmarks.clips import Clip
 from benchmarks.load import Point, held, measure_point, memory_per_session_mb, print_report
 from benchmarks.pictures import draw_load
 from benchmarks.report import Spread
-from benchmarks.server_process import server_at
+from benchmarks.server_process import Cpu, server_at
 from benchmarks.swarm import BINARY, Link, LinkFailed, Swarm, client_frame
 from handlers.messages import RATE_HZ
 from tests.benchmarks.fakes import clip
@@ -41,7 +41,7 @@ def point(sessions: int, p95: float, lag: float, pss: float, *errors: str) -> Po
     return Point(
         sessions=sessions, speaking=8, seconds=1.0, latency_ms=Spread(10, 300.0, p95, p95),
         turns=10, cut_ins=0, missed=0, unasked_replies=0, loop_lag_ms=Spread(9, 1.0, lag, lag),
-        loop_lag_p99_ms=lag, server_cpu_cores=0.5, generator_cpu_cores=0.1, server_pss_mb=pss,
+        loop_lag_p99_ms=lag, cpu_cores=Cpu(0.5, 0.1, 0.0), server_pss_mb=pss,
         server_threads=9, server_processes=2, generator_lateness_p99_ms=1.0, errors=errors,
     )  # fmt: skip
 

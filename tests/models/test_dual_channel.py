@@ -221,6 +221,13 @@ def test_a_broken_frame_is_refused() -> None:
         tiny.model(num_codebooks=2)(torch.zeros(1, 9, dtype=torch.long))
 
 
+@pytest.mark.parametrize("name", ["labels", "segments"])
+def test_what_does_not_match_the_frames_is_refused(name: str) -> None:
+    model = tiny.model()
+    with pytest.raises(FrameLengthError, match=name):
+        model(tiny.codes(model).flatten(1), **{name: torch.ones(2, 5, dtype=torch.long)})
+
+
 def test_generate_is_not_offered() -> None:
     with pytest.raises(NotImplementedError, match="frame by frame"):
         tiny.model().generate(torch.zeros(1, 2, dtype=torch.long))

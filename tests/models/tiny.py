@@ -46,7 +46,8 @@ def model(
     torch.manual_seed(5)
     config = backbone.config_class(**settings(codebook_size=CODES, **changes))
     config._attn_implementation = attention
-    return backbone(config).eval()
+    made: DualChannelModel = backbone(config).eval()
+    return made
 
 
 def codes(of: DualChannelModel, rows: int = 2, frames: int = 6, seed: int = 0) -> Tensor:

@@ -110,6 +110,7 @@ class Chromium:
         page.call("Page.enable")
         page.call("Runtime.enable")
         page.call("Log.enable")
+        page.call("Network.setCacheDisabled", cacheDisabled=True)
         page.call("Page.addScriptToEvaluateOnNewDocument", source=UNTIL)
         page.open(url)
         return page

@@ -268,6 +268,118 @@ def status(page: Page) -> dict[str, Any]:
     return found
 
 
+RESAMPLE = """
+(async () => {
+  const { Resampler } = await import("/page/resampler.js");
+  const wave = (hz, rate) =>
+    Float32Array.from({ length: rate }, (_, n) => Math.sin((2 * Math.PI * hz * n) / rate));
+  const [from, to] = RATES;
+  const tone = wave(1000, from);
+  const whole = new Resampler(from, to).push(tone);
+  const stream = new Resampler(from, to);
+  const pieces = [];
+  for (let at = 0; at < from; at += 128) pieces.push(...stream.push(tone.subarray(at, at + 128)));
+  const expected = wave(1000, to);
+  return {
+    lengths: [whole.length, pieces.length],
+    seam: Math.max(...whole.map((one, n) => Math.abs(one - pieces[n]))),
+    error: Math.max(...whole.slice(200, -200).map((one, n) => Math.abs(one - expected[n + 200]))),
+    alias: Math.max(...new Resampler(from, to).push(wave(15000, from)).slice(200, -200)),
+  };
+})()
+"""
+
+
+RATES_HZ = [(48_000, RATE_HZ), (44_100, RATE_HZ), (16_000, RATE_HZ), (RATE_HZ, 44_100)]
+
+
+def test_resampling_is_exact_seamless_and_free_of_aliases(page: Page) -> None:
+    for from_hz, to_hz in RATES_HZ:
+        found = page.evaluate(RESAMPLE.replace("RATES", f"[{from_hz}, {to_hz}]"))
+        assert found["lengths"][0] == found["lengths"][1] == pytest.approx(to_hz, rel=0.01)
+        assert found["seam"] == 0
+        assert found["error"] < 0.003
+        if to_hz < 30_000 < from_hz:  # 15 kHz lies above half the second rate
+            assert found["alias"] < 0.003
+
+
+BUFFER = """
+(async () => {
+  const { PlaybackBuffer } = await import("/page/playback_buffer.js");
+  const buffer = new PlaybackBuffer();
+  const pull = (count) => {
+    const out = new Float32Array(count);
+    buffer.pull(out);
+    return [...out];
+  };
+  const ramp = (start, count) => Float32Array.from({ length: count }, (_, n) => (start + n) / 1e4);
+  STEPS
+})()
+"""
+
+
+def in_buffer(page: Page, steps: str) -> Any:
+    """Run `steps` with `buffer`, `pull(count)` and `ramp(start, count)` at hand."""
+    return page.evaluate(BUFFER.replace("STEPS", steps))
+
+
+def test_the_playback_buffer_waits_plays_cuts_and_resumes_exactly(page: Page) -> None:
+    found = in_buffer(
+        page,
+        """
+        buffer.push("a", 0, ramp(0, 480));
+        const early = pull(120);
+        buffer.push("a", 480, ramp(480, 1000));
+        const played = pull(600);
+        const cut = buffer.flush();
+        const fade = pull(120);
+        const again = buffer.flush();
+        buffer.push("a", 600, ramp(600, 2000));
+        const resumed = pull(240);
+        return { early, played, cut, fade, again, resumed, progress: buffer.takeProgress(),
+                 underruns: buffer.underruns };
+        """,
+    )
+    assert found["early"] == [0] * 120
+    assert found["played"] == pytest.approx([n / 1e4 for n in range(600)], abs=1e-7)
+    assert found["cut"] == {"itemId": "a", "played": 600}
+    assert found["again"] is None
+    assert np.all(np.diff(found["fade"]) <= 0)
+    assert found["fade"][0] < 0.06
+    assert found["fade"][72:] == [0] * 48
+    assert found["resumed"][72:] == pytest.approx([n / 1e4 for n in range(672, 840)], abs=1e-7)
+    assert found["progress"] == [{"itemId": "a", "played": 840}]
+    assert found["underruns"] == 0
+
+
+def test_the_playback_buffer_learns_from_underruns_and_knows_the_end(page: Page) -> None:
+    found = in_buffer(
+        page,
+        """
+        const depths = [buffer.startDepth];
+        buffer.push("a", 0, ramp(0, 960));
+        pull(1200);
+        pull(240);
+        buffer.push("a", 960, ramp(960, 2000));
+        depths.push(buffer.startDepth);
+        pull(4000);
+        buffer.end("a");
+        const afterEnd = buffer.flush();
+        buffer.push("b", 0, ramp(1000, 100));
+        buffer.end("b");
+        const short = pull(120);
+        return { depths, afterEnd, short, progress: buffer.takeProgress(),
+                 audible: buffer.audible, underruns: buffer.underruns };
+        """,
+    )
+    assert found["depths"] == [960, 960 + 480]
+    assert found["afterEnd"] is None
+    assert found["short"][:100] == pytest.approx([n / 1e4 for n in range(1000, 1100)], abs=1e-7)
+    assert found["progress"] == [{"itemId": "a", "played": 2960}, {"itemId": "b", "played": 100}]
+    assert found["audible"] == {"itemId": "b", "offset": 0}
+    assert found["underruns"] == 1
+
+
 def test_a_spoken_turn_is_written_answered_heard_and_interrupted(stage: Stage, page: Page) -> None:
     stage.listen_to((0.4, False), (0.8, True), (2.2, False), (0.9, True), (6.0, False))
     stage.say(["what", "time", "is", "it"], "It is twelve. And there is a long story to it.")
@@ -408,7 +520,7 @@ def test_a_lost_connection_comes_back_and_knows_what_was_said(stage: Stage, page
     until_text(page, ".note", "Reconnected")
     assert page.evaluate("notice.hidden")
     write(page, "again")
-    page.evaluate("until(() => document.querySelectorAll('.parley').length === 2)")
+    page.evaluate("until(() => document.querySelectorAll('.turn.parley').length === 2)")
     asked = stage.served.stages.asked[-1].messages
     assert [(m.role, m.content) for m in asked] == [
         ("user", "hello"),
@@ -463,117 +575,3 @@ def test_muting_stopping_and_starting_again(stage: Stage, page: Page) -> None:
     until_state(page, "off")
     stage.received.wait(lambda: stage.received.of("left"))
     assert stage.received.types == ["session.update", "audio", "left"]
-
-
-RESAMPLE = """
-(async () => {
-  const { Resampler } = await import("/page/resampler.js");
-  const wave = (hz, rate) =>
-    Float32Array.from({ length: rate }, (_, n) => Math.sin((2 * Math.PI * hz * n) / rate));
-  const [from, to] = RATES;
-  const tone = wave(1000, from);
-  const whole = new Resampler(from, to).push(tone);
-  const stream = new Resampler(from, to);
-  const pieces = [];
-  for (let at = 0; at < from; at += 128) pieces.push(...stream.push(tone.subarray(at, at + 128)));
-  const expected = wave(1000, to);
-  return {
-    lengths: [whole.length, pieces.length],
-    seam: Math.max(...whole.map((one, n) => Math.abs(one - pieces[n]))),
-    error: Math.max(...whole.slice(200, -200).map((one, n) => Math.abs(one - expected[n + 200]))),
-    alias: Math.max(...new Resampler(from, to).push(wave(15000, from)).slice(200, -200)),
-  };
-})()
-"""
-
-
-@pytest.mark.parametrize(
-    ("from_hz", "to_hz"),
-    [(48_000, RATE_HZ), (44_100, RATE_HZ), (16_000, RATE_HZ), (RATE_HZ, 48_000), (RATE_HZ, 44_100)],
-)
-def test_resampling_is_exact_seamless_and_free_of_aliases(
-    page: Page, from_hz: int, to_hz: int
-) -> None:
-    found = page.evaluate(RESAMPLE.replace("RATES", f"[{from_hz}, {to_hz}]"))
-    assert found["lengths"][0] == found["lengths"][1] == pytest.approx(to_hz, rel=0.01)
-    assert found["seam"] == 0
-    assert found["error"] < 0.003
-    if to_hz < 30_000 < from_hz:  # 15 kHz lies above half the second rate
-        assert found["alias"] < 0.003
-
-
-BUFFER = """
-(async () => {
-  const { PlaybackBuffer } = await import("/page/playback_buffer.js");
-  const buffer = new PlaybackBuffer();
-  const pull = (count) => {
-    const out = new Float32Array(count);
-    buffer.pull(out);
-    return [...out];
-  };
-  const ramp = (start, count) => Float32Array.from({ length: count }, (_, n) => (start + n) / 1e4);
-  STEPS
-})()
-"""
-
-
-def in_buffer(page: Page, steps: str) -> Any:
-    """Run `steps` with `buffer`, `pull(count)` and `ramp(start, count)` at hand."""
-    return page.evaluate(BUFFER.replace("STEPS", steps))
-
-
-def test_the_playback_buffer_waits_plays_cuts_and_resumes_exactly(page: Page) -> None:
-    found = in_buffer(
-        page,
-        """
-        buffer.push("a", 0, ramp(0, 480));
-        const early = pull(120);
-        buffer.push("a", 480, ramp(480, 1000));
-        const played = pull(600);
-        const cut = buffer.flush();
-        const fade = pull(120);
-        const again = buffer.flush();
-        buffer.push("a", 600, ramp(600, 2000));
-        const resumed = pull(240);
-        return { early, played, cut, fade, again, resumed, progress: buffer.takeProgress(),
-                 underruns: buffer.underruns };
-        """,
-    )
-    assert found["early"] == [0] * 120
-    assert found["played"] == pytest.approx([n / 1e4 for n in range(600)], abs=1e-7)
-    assert found["cut"] == {"itemId": "a", "played": 600}
-    assert found["again"] is None
-    assert np.all(np.diff(found["fade"]) <= 0)
-    assert found["fade"][0] < 0.06
-    assert found["fade"][72:] == [0] * 48
-    assert found["resumed"][72:] == pytest.approx([n / 1e4 for n in range(672, 840)], abs=1e-7)
-    assert found["progress"] == [{"itemId": "a", "played": 840}]
-    assert found["underruns"] == 0
-
-
-def test_the_playback_buffer_learns_from_underruns_and_knows_the_end(page: Page) -> None:
-    found = in_buffer(
-        page,
-        """
-        const depths = [buffer.startDepth];
-        buffer.push("a", 0, ramp(0, 960));
-        pull(1200);
-        pull(240);
-        buffer.push("a", 960, ramp(960, 2000));
-        depths.push(buffer.startDepth);
-        pull(4000);
-        buffer.end("a");
-        const afterEnd = buffer.flush();
-        buffer.push("b", 0, ramp(1000, 100));
-        buffer.end("b");
-        const short = pull(120);
-        return { depths, afterEnd, short, progress: buffer.takeProgress(),
-                 audible: buffer.audible, underruns: buffer.underruns };
-        """,
-    )
-    assert found["depths"] == [960, 960 + 480]
-    assert found["afterEnd"] is None
-    assert found["short"][:100] == pytest.approx([n / 1e4 for n in range(1000, 1100)], abs=1e-7)
-    assert found["progress"] == [{"itemId": "a", "played": 2960}, {"itemId": "b", "played": 100}]
-    assert found["audible"] == {"itemId": "b", "offset": 0}
-    assert found["underruns"] == 1

@@ -50,13 +50,14 @@ class Scene:
         self.now_s = 0.0
         self.log: list[object] = []
 
-    def hear(self, ms: float, voiced: bool) -> list[object]:
+    def hear(self, ms: float, voiced: bool, dull: bool = False) -> list[object]:
         """So much audio; an asked-for text does not come by itself."""
         out: list[object] = []
         for _ in range(round(ms / 32)):
             self.position += WINDOW
             self.now_s += 0.032
-            out += self.machine.voice(self.position, 0.95 if voiced else 0.02, self.now_s)
+            probability = 0.95 if voiced else 0.02
+            out += self.machine.voice(self.position, probability, self.now_s, dull=dull)
         self.log += out
         return out
 
@@ -195,7 +196,8 @@ class TestOverAReply:
         scene = self.scene()
         scene.speech(160)
         assert scene.silence(96) == [FinishText(1)]
-        assert scene.text("") == [Drop(scene.position), Resume()]
+        assert scene.text("") == []
+        assert scene.silence(256) == [Drop(scene.position), Resume()]
         assert scene.machine.phase is Phase.QUIET
 
     def test_a_backchannel_resumes(self) -> None:
@@ -203,7 +205,31 @@ class TestOverAReply:
         scene.speech(300)
         assert scene.text("mm hm", partial=True) == []
         scene.silence(96)
-        assert scene.text("mm hm") == [Drop(scene.position), Resume()]
+        assert scene.text("mm hm") == []
+        assert scene.silence(256) == [Drop(scene.position), Resume()]
+
+    def test_a_hum_that_was_taken_for_words_resumes(self) -> None:
+        scene = self.scene()
+        scene.hear(600, True, dull=True)
+        assert scene.text("russo them", partial=True) == []
+        scene.silence(96)
+        assert scene.text("russo them") == []
+        assert scene.silence(256) == [Drop(scene.position), Resume()]
+
+    def test_a_command_is_no_hum(self) -> None:
+        scene = self.scene()
+        scene.hear(300, True, dull=True)
+        assert scene.text("hang on", partial=True) == [Interrupt()]
+
+    def test_a_pause_for_a_comma_does_not_resume(self) -> None:
+        scene = self.scene()
+        scene.speech(400)
+        scene.silence(96)
+        assert scene.text("") == []
+        assert scene.silence(160) == []
+        scene.speech(200)
+        scene.silence(96)
+        assert scene.text("thank you") == [Interrupt(), Speculate("thank you")]
 
     def test_a_short_command_interrupts_at_its_end(self) -> None:
         scene = self.scene()
@@ -227,12 +253,21 @@ class TestOverAReply:
         assert scene.silence(500)[-2:] == [Drop(scene.machine._floor), Resume()]
 
 
+def test_a_pause_begins_when_the_words_cease_to_be_audible() -> None:
+    scene = Scene()
+    scene.speech(500)
+    for _ in range(3):
+        scene.position += WINDOW
+        out = scene.machine.voice(scene.position, 0.9, scene.now_s, audible=False)
+    assert out == [FinishText(1)]
+
+
 class TestMissingAudio:
     def test_silence_is_assumed_when_audio_stops(self) -> None:
         scene = Scene()
         scene.speech(500)
         assert scene.machine.deadline_s is not None
-        assert scene.tick(300) == []
+        assert scene.tick(900) == []
         assert scene.tick(250) == [FinishText(1)]
         scene.text("hello")
         assert scene.tick(100) == []

@@ -2,10 +2,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install dev demo serve talk test check bench clean
+.PHONY: install dev models demo serve talk test check bench clean
 
 install: $(VENV)/.core
 dev: $(VENV)/.dev
+models: $(VENV)/.models
 
 $(VENV)/.core: requirements-core.txt requirements-nodeps.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +43,12 @@ bench: install
 	mkdir -p out
 	$(BIN)/python -m benchmarks.latency --json out/latency.json --picture out/latency.png
 	$(BIN)/python -m benchmarks.load --json out/load.json --picture out/load.png
+
+# Real models: the CPU build of torch first, so that nothing brings another.
+$(VENV)/.models: $(VENV)/.core requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
 
 clean:
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -30,7 +30,7 @@ class TurnSettings:
     threshold: float = 0.5  # speech probability that begins a turn
     hysteresis: float = 0.15  # below threshold by this much: silence
     min_speech_ms: float = 64.0  # voiced before speech counts
-    min_interrupt_ms: float = 96.0  # the same while a reply is being spoken
+    min_interrupt_ms: float = 64.0  # the same while a reply is being spoken
     prefix_padding_ms: float = 300.0  # audio kept from before the onset
     soft_end_ms: float = 96.0  # silence after which the reply is prepared
     resume_ms: float = 64.0  # voiced after a soft end that means: still speaking

@@ -28,6 +28,7 @@ from benchmarks.report import (
     SPREAD_HEADERS,
     Cell,
     Spread,
+    doubts,
     environment,
     environment_lines,
     table,
@@ -211,6 +212,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     print(f"CPU in cores: {', '.join(used)}")
     if server.start_s is not None:
         print(f"server start to ready: {server.start_s:.2f} s")
+    late_ms = document["figures"]["generator_lateness_ms"].max
+    for line in doubts(late_ms, cpu.others):
+        print(line)
     return document | {"server_start_s": server.start_s, "cpu_cores": cpu}
 
 

@@ -29,6 +29,7 @@ from benchmarks.pictures import draw_load
 from benchmarks.report import (
     Cell,
     Spread,
+    doubts,
     environment,
     environment_lines,
     table,
@@ -79,6 +80,7 @@ class Point:
     server_threads: int | None
     server_processes: int | None
     generator_lateness_p99_ms: float
+    generator_lateness_max_ms: float
     errors: tuple[str, ...]
 
 
@@ -122,6 +124,7 @@ async def measure_point(
         server_threads=None if after is None else after.threads,
         server_processes=None if after is None else after.processes,
         generator_lateness_p99_ms=sorted(late_ms)[math.floor(0.99 * len(late_ms))],
+        generator_lateness_max_ms=max(late_ms),
         errors=tuple(swarm.errors()[known_errors:]) + tuple(scores.errors),
     )
 
@@ -218,6 +221,9 @@ def print_report(points: Sequence[Point]) -> None:
         f"held with loop lag p99 < {LAG_BAR_MS:.0f} ms, latency p95 ≤ {LATENCY_BAR} × that of "
         f"{points[0].sessions} and no error or missed turn: {held(points)} sessions"
     )
+    others = max((p.cpu_cores.others or 0.0 for p in points), default=0.0)
+    for line in doubts(max(p.generator_lateness_max_ms for p in points), others):
+        print(line)
     for error in sorted({error for point in points for error in point.errors}):
         print(f"error: {error}")
 

@@ -63,13 +63,13 @@ def environment_lines(facts: Mapping[str, Any]) -> str:
     settings = " ".join(
         f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
         for name, value in facts["settings"].items()
-        if value not in (None, [], False)
+        if value is not None and value is not False and value != []
     )
     return (
         f"commit {facts['commit']} · Python {facts['python']} · {versions}\n"
         f"{facts['cpu']}, {facts['cores']} cores · {facts['system']}\n"
         f"{settings}"
-    )
+    ).rstrip()
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
@@ -88,6 +88,20 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2, default=_plain) + "\n", encoding="utf-8")
+
+
+LATE_MS = 100.0
+BUSY_CORES = 0.1
+
+
+def doubts(lateness_max_ms: float | None, other_cores: float | None) -> list[str]:
+    """Reasons not to trust a measurement: this program was held up, or was not alone."""
+    found = []
+    if lateness_max_ms is not None and lateness_max_ms > LATE_MS:
+        found.append(f"Beware: this program was late by up to {lateness_max_ms:.0f} ms.")
+    if other_cores is not None and other_cores > BUSY_CORES:
+        found.append(f"Beware: other processes used {other_cores:.2f} cores meanwhile.")
+    return found
 
 
 def two_places(value: float | None) -> str | None:

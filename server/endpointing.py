@@ -36,7 +36,7 @@ class EndpointPolicy(Protocol):
 class TextPolicySettings:
     """Holds in milliseconds. The longer ones are at least as long as the shorter ones."""
 
-    finished_ms: float = 290.0
+    finished_ms: float = 280.0
     unsure_ms: float = 650.0  # outlasts most pauses for breath or for a word
     unfinished_ms: float = 1500.0
 
@@ -64,23 +64,23 @@ LEAST_SNR_DB = 15.0  # the room is not taken to be louder than this below the sp
 AUDIBLE_RANGE_DB = 30.0
 LOUDEST_FALLS_DB = 0.1  # per window: a soft speaker is heard again soon after a loud one
 
+BIAS = -0.32
 WEIGHTS = Features(
-    length=2.5,
-    end=0.36,
-    hanging=-0.25,
-    end_pitch=0.06,
-    low_pitch=-0.09,
-    slope=-0.23,
-    fall=1.11,
+    length=2.13,
+    end=0.6,
+    hanging=-1.02,
+    end_pitch=0.2,
+    low_pitch=-0.31,
+    slope=-0.14,
+    fall=0.67,
     fade=-0.14,
 )
-BIAS = -0.48
 """A logistic regression of "the turn is over" on `Features`, fitted by
-`python -m benchmarks.endpointing --fit --seed 101 --count 560`; the data are described there."""
+`python -m benchmarks.endpointing --fit --seed 1101 --count 280`; the data are described there."""
 
-UNSURE_BELOW, FINISHED_ABOVE = 0.5, 0.9
+UNSURE_BELOW, FINISHED_ABOVE = 1.05, 1.15
 """Log-odds that the turn is over; in between the hold changes in proportion."""
-UNFINISHED_BELOW = -0.5
+UNFINISHED_BELOW = -1.0
 IMPROBABLE_END = 0.02
 TYPICAL_END = 0.06
 """P(the sentence ends here) in the recogniser's language model: after "forty dollars" 0.2, after

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.report import (
     SPREAD_HEADERS,
     Spread,
+    doubts,
     environment,
     environment_lines,
     table,
@@ -35,15 +36,25 @@ def test_a_table_is_aligned_and_shows_what_was_not_measured() -> None:
     assert lines[3].split() == ["second", "one", "0", "–", "–", "–"]
 
 
+def test_a_measurement_that_was_held_up_or_not_alone_is_doubted() -> None:
+    assert doubts(20.0, 0.02) == []
+    assert doubts(None, None) == []
+    assert "late by up to 400 ms" in doubts(400.0, 0.0)[0]
+    assert "1.50 cores" in doubts(1.0, 1.5)[0]
+
+
 def test_the_environment_names_what_ran_and_keeps_the_key_to_itself(tmp_path: Path) -> None:
-    facts = environment({"seed": 5, "api_key": "secret", "out": tmp_path, "url": None})
+    facts = environment(
+        {"seed": 0, "quick": False, "api_key": "secret", "out": tmp_path, "url": None}
+    )
     text = environment_lines(facts)
-    assert "--seed 5" in text
+    assert "--seed 0" in text
     assert "cores" in text
     assert "--url" not in text
+    assert "--quick" not in text
     write_json(tmp_path / "deep" / "facts.json", facts | {"value": np.float32(0.5)})
     written = json.loads((tmp_path / "deep" / "facts.json").read_text())
-    assert written["settings"] == {"seed": 5, "out": str(tmp_path), "url": None}
+    assert written["settings"] == {"seed": 0, "quick": False, "out": str(tmp_path), "url": None}
     assert written["value"] == pytest.approx(0.5)
     assert "secret" not in (tmp_path / "deep" / "facts.json").read_text()
 

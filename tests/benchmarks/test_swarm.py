@@ -42,7 +42,8 @@ def point(sessions: int, p95: float, lag: float, pss: float, *errors: str) -> Po
         sessions=sessions, speaking=8, seconds=1.0, latency_ms=Spread(10, 300.0, p95, p95),
         turns=10, cut_ins=0, missed=0, unasked_replies=0, loop_lag_ms=Spread(9, 1.0, lag, lag),
         loop_lag_p99_ms=lag, cpu_cores=Cpu(0.5, 0.1, 0.0), server_pss_mb=pss,
-        server_threads=9, server_processes=2, generator_lateness_p99_ms=1.0, errors=errors,
+        server_threads=9, server_processes=2, generator_lateness_p99_ms=1.0,
+        generator_lateness_max_ms=1.0, errors=errors,
     )  # fmt: skip
 
 

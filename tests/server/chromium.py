@@ -29,7 +29,7 @@ FLAGS = (
     "--disable-default-apps",
 )
 UNTIL = """
-window.until = (what, limit_ms = 8000) => new Promise((resolve, reject) => {
+window.until = (what, limit_ms = 20000) => new Promise((resolve, reject) => {
   const check = () => {
     const value = what();
     if (!value) return;
@@ -94,7 +94,7 @@ class Chromium:
         message = {"id": next(self._ids), "method": method, "params": params}
         self._socket.send(json.dumps(message | ({"sessionId": session} if session else {})))
         while True:
-            answer: dict[str, Any] = json.loads(self._socket.recv(timeout=30))
+            answer: dict[str, Any] = json.loads(self._socket.recv(timeout=60))
             if answer.get("id") != message["id"]:
                 self.events.append(answer)
             elif "error" in answer:

@@ -128,6 +128,9 @@ class Transcript:
 
 # session → LM → session
 
+UNINTELLIGIBLE = "[unintelligible]"
+"""What the LM is told of a turn in which no word was recognised."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from handlers.base import Overloaded
 from handlers.messages import (
+    UNINTELLIGIBLE,
     Ask,
     ChatMessage,
     Failed,
@@ -107,7 +108,7 @@ class Speaker:
 
     def prepare(self, text: str) -> None:
         """Begin a reply to a turn that may be over; nobody hears of it yet."""
-        messages = self._conversation.history(self.instructions, extra=text)
+        messages = self._conversation.history(self.instructions, extra=text or UNINTELLIGIBLE)
         self._prepared = self._new(messages, self.settings)
         self._ask(self._prepared)
 

@@ -36,6 +36,7 @@ class TurnSettings:
     resume_ms: float = 64.0  # voiced after a soft end that means: still speaking
     confirm_ms: float = 700.0  # voiced over a reply that interrupts whatever the words
     confirm_words_ms: float = 250.0  # voiced over a reply before partial words may interrupt
+    unclear_ms: float = 500.0  # speech without a recognised word that is a turn all the same
     hum_ms: float = 700.0  # a dull sound over a reply that is shorter is an "mm-hm"
     ignore_ms: float = 350.0  # silence after which a sound over a reply was none to stop for
     stall_ms: float = 1000.0  # audio missing for so long counts as silence from then on
@@ -62,7 +63,7 @@ class FinishText:
 
 @dataclass(frozen=True, slots=True)
 class Speculate:
-    """Prepare a reply to `text`, and let nobody hear it yet."""
+    """Prepare a reply to `text` (empty: no word was recognised); let nobody hear it yet."""
 
     text: str
 
@@ -379,9 +380,13 @@ class Turns:
                 return actions
             self._over_reply = False
             actions.append(Interrupt())
-        if text and self.settings.create_response:
+        if (text or self._unclear()) and self.settings.create_response:
             actions.append(Speculate(text))
         return actions
+
+    def _unclear(self) -> bool:
+        """So much speech was no noise: better to ask again than to pass over it."""
+        return self._voiced >= samples(self.settings.unclear_ms)
 
     def _check_end(self, silence: int) -> list[Action]:
         """The turn is over once the text is known and the silence has lasted the hold."""
@@ -395,7 +400,7 @@ class Turns:
             end = EndTurn(self._position, None, respond=False)
         elif self._final is None:
             return []
-        elif not self._final:
+        elif not self._final and (self._over_reply or not self._unclear()):
             return self._drop()
         else:
             end = EndTurn(self._position, self._final, respond=self.settings.create_response)

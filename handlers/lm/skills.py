@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from handlers.lm.arithmetic import solve
 from handlers.lm.numbers import in_digits, in_words, two_numbers, whole_number
-from handlers.messages import ChatMessage
+from handlers.messages import UNINTELLIGIBLE, ChatMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +339,7 @@ ATTACH = "start the server with the --lm flag"
 
 def _fallback(talk: Talk) -> str:
     heard = " ".join(talk.raw.split())[:200].rstrip(" .?!,;:")
-    if not any(char.isalnum() for char in heard):
+    if talk.raw == UNINTELLIGIBLE or not any(char.isalnum() for char in heard):
         return "I didn't catch that. Could you say it again?"
     if talk.said(ATTACH):
         return f"I heard: {heard}. I have no answer to that."

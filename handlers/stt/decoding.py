@@ -104,9 +104,11 @@ class Decoding:
     def conclude(self) -> tuple[str, float]:
         """The whole text, and P(it ends here | its last two words) or NaN."""
         if self._running:
+            running = words(self._decoder.hyp())
             self._decoder.end_utt()
             self._running = False
-            self._texts += words(self._decoder.hyp())
+            # Where no path through the lattice reaches the end, the running words stand.
+            self._texts += words(self._decoder.hyp()) or running
         self._partial = " ".join(self._texts)
         return self._partial, self._end_probability()
 

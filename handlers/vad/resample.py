@@ -44,7 +44,7 @@ def resample(raw: Samples) -> Samples:
     T is a multiple of `BLOCK_SAMPLES`. Output m stands for input position
     1.5 m - `DELAY_SAMPLES` after the history. Input beyond [-1, 1] is clipped, NaN is silence.
     """
-    if not np.isfinite(raw.sum()):
+    if not np.isfinite(raw).all():
         raw = np.nan_to_num(raw, nan=0.0, posinf=1.0, neginf=-1.0)
     raw = np.clip(raw, -1.0, 1.0)
     span = HISTORY_SAMPLES + BLOCK_SAMPLES

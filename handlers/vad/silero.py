@@ -293,8 +293,11 @@ class SileroEar(Handler[_Stream]):
                 self.emit(self._failure(stream.ticket, error))
             return
         for stream, (window, *judgement) in zip(rows, judged, strict=True):
-            if stream.ticket.live:
-                self._perceive(stream, window, *judgement)
+            try:
+                if stream.ticket.live:
+                    self._perceive(stream, window, *judgement)
+            except Exception as error:
+                self.emit(self._failure(stream.ticket, error))
 
     def _advance(self, stream: _Stream) -> bool:
         """Take what waits until there is a window; False when all is taken."""

@@ -12,7 +12,7 @@ from handlers.lm.arithmetic import solve
 from handlers.lm.builtin import BuiltinLM, BuiltinOptions
 from handlers.lm.numbers import in_digits, in_words, read_number, two_numbers
 from handlers.lm.skills import JOKES, STORIES, answer
-from handlers.messages import Ask, ChatMessage, Message, TextDelta, TextDone
+from handlers.messages import UNINTELLIGIBLE, Ask, ChatMessage, Message, TextDelta, TextDone
 from handlers.ticket import Ticket
 
 NOW = datetime(2025, 3, 3, 15, 7)
@@ -238,3 +238,7 @@ def test_cancelled_between_deltas_it_stops() -> None:
 
 def test_a_dead_ticket_gets_nothing() -> None:
     assert run(["hello"], live=False) == []
+
+
+def test_what_was_not_understood_is_asked_for_again() -> None:
+    assert "say it again" in talk(UNINTELLIGIBLE)

@@ -153,6 +153,14 @@ def test_noise_without_words_is_dropped() -> None:
     assert scene.silence(224) == [Drop(scene.position)]
 
 
+def test_long_speech_without_a_recognised_word_is_a_turn() -> None:
+    scene = Scene()
+    scene.speech(600)
+    scene.silence(96)
+    assert scene.text("") == [Speculate("")]
+    assert scene.silence(224) == [EndTurn(scene.position, "", respond=True)]
+
+
 def test_without_create_response_the_turn_ends_and_nothing_is_prepared() -> None:
     scene = Scene(TurnSettings(create_response=False))
     scene.speech(500)
@@ -186,7 +194,7 @@ class TestOverAReply:
 
     def test_speech_pauses_at_once_and_words_interrupt(self) -> None:
         scene = self.scene()
-        assert scene.speech(64) == []
+        assert scene.speech(32) == []
         assert [type(a) for a in scene.speech(32)] == [Pause, Open]
         scene.speech(200)
         assert scene.text("stop it", partial=True) == [Interrupt()]

@@ -157,6 +157,8 @@ class Handler(Generic[S]):
         asked = self._asked.get(message.ticket)
         if asked is not None:
             self._asked[message.ticket] = None
+            if not message.ticket.live:  # it died just now, and its hook may have run before
+                self._forget_clock(message.ticket)
             self._observer.first_output(self.stage, time.monotonic() - asked)
         self._emit(message)
 

@@ -31,7 +31,6 @@ from server.speaker import Outlet, Speaker, overloaded
 from server.transcript import StablePrefix
 from server.turns import Turns, TurnSettings
 
-
 DULL_BELOW_DB = -12.0
 """Tilt of a window that holds no more than a hum."""
 

@@ -172,7 +172,7 @@ class Reply:
         self._feed_tts(now_s)
         if self._made:
             self.playout.end()
-        if not self.released or self.status is not None or self.playout.paused:
+        if not self.released or self.playout.paused:
             return
         if self._pending_text:
             self._open()
@@ -184,7 +184,7 @@ class Reply:
             self._host.send_audio(self, start_sample, samples)
             if self.first_sent_s is None:
                 self.first_sent_s = now_s
-        if self._made and self.playout.drained:
+        if self.status is None and self._made and self.playout.drained:
             self._announce(self.playout.total)
             self._complete()
 

@@ -147,6 +147,19 @@ class TestInterruption:
         assert 0 < sent - resumed <= 0.2 * RATE_HZ  # the listener's buffer was flushed
         assert end == round(0.1 * RATE_HZ * len("You said what time is it."))
 
+    def test_a_cough_at_the_very_end_loses_nothing(self) -> None:
+        stage = self.stage()
+        stage.stages.words = []
+        total = round(0.1 * RATE_HZ * len("You said what time is it."))
+        while "response.done" not in stage.out.types:
+            stage.silence(0.02)
+        stage.speech(0.1)  # the last 200 ms are sent and not heard yet
+        stage.silence(3.0)
+        _, start, samples = stage.out.audio[-1]
+        assert start + len(samples) == total
+        assert sum(at == start for _, at, _ in stage.out.audio) == 2  # flushed, so sent again
+        assert stage.clock.pending == 1  # the session's own expiry
+
     def test_a_playback_report_decides_what_was_heard(self) -> None:
         stage = self.stage()
         item_id = stage.out.audio[0][0]

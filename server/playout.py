@@ -45,6 +45,7 @@ class Playout:
         self.ended = False
         self.paused = False
         self._furthest = 0  # the most ever sent: a rewind does not lower it
+        self._reported = 0  # the listener's latest word
         self._anchor_sample = 0  # playing was here ...
         self._anchor_s = 0.0  # ... at this time
 
@@ -80,8 +81,12 @@ class Playout:
     def report(self, played_samples: int, now_s: float) -> None:
         """The listener says that it has played so much. Positions never sent are clamped.
 
-        One that has played all it was sent, while pacing held back more, gets a longer lead.
+        One that has played all it was sent, while pacing held back more, gets a longer lead. One
+        that was sent everything and does not play on has flushed: it is not waited for.
         """
+        if self.drained and not self.paused and played_samples <= self._reported:
+            return
+        self._reported = played_samples
         if not self.paused and 0 < self.sent <= played_samples and self.sent < self.total:
             self._lead = min(self._max_lead, self._lead * 3 // 2)
         self._anchor_sample = max(0, min(played_samples, self._furthest))

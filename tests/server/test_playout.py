@@ -114,6 +114,15 @@ def test_a_listener_that_ran_dry_gets_a_longer_lead() -> None:
     assert 0.5 * RATE_HZ < playout.sent - playout.heard(7.5) <= 0.6 * RATE_HZ
 
 
+def test_a_listener_that_flushed_the_end_is_not_waited_for() -> None:
+    playout = filled(0.5)
+    play(playout, 0.0, 0.4)
+    assert playout.drained
+    for tick in range(10):
+        playout.report(2400, 0.4 + tick * 0.1)
+    assert playout.finished(1.4)
+
+
 @given(
     st.lists(
         st.tuples(

@@ -82,7 +82,7 @@ class Scores:
             return
         right = trace.recording()[1]
         spans = audible_spans(right)
-        ends = [said.start_sample for said in trace.said[1:]] + [len(right)]
+        ends = [said.onset for said in trace.said[1:]] + [len(right)]
         for said, end in zip(trace.said, ends, strict=True):
             if said.kind == "noise":
                 self.noises.append(_noise(trace, said, spans, end))

@@ -30,7 +30,7 @@ class TurnSettings:
     threshold: float = 0.5  # speech probability that begins a turn
     hysteresis: float = 0.15  # below threshold by this much: silence
     min_speech_ms: float = 64.0  # voiced before speech counts
-    min_interrupt_ms: float = 64.0  # the same while a reply is being spoken
+    min_interrupt: float = 0.8  # speech probability, summed over windows, that pauses a reply
     prefix_padding_ms: float = 300.0  # audio kept from before the onset
     soft_end_ms: float = 96.0  # silence after which the reply is prepared
     resume_ms: float = 64.0  # voiced after a soft end that means: still speaking
@@ -154,6 +154,7 @@ class Turns:
         self._run_start: int | None = None  # first sample of the current voiced run
         self._run = 0  # its voiced samples
         self._run_dull = 0  # ... of which dull
+        self._evidence = 0.0  # its speech probability, summed over windows
         self._start = 0  # where the turn began
         self._voiced = 0  # voiced samples in the turn
         self._dull = 0  # ... of which dull
@@ -196,11 +197,12 @@ class Turns:
         voiced = probability >= s.threshold
         silent = probability < s.threshold - s.hysteresis
         if silent:
-            self._run_start, self._run, self._run_dull = None, 0, 0
+            self._run_start, self._run, self._run_dull, self._evidence = None, 0, 0, 0.0
         elif voiced or self._run_start is not None:
             if self._run_start is None:
                 self._run_start = end_sample - window
             self._run += window
+            self._evidence += probability
             self._run_dull += window if dull else 0
         actions: list[Action] = []
         match self.phase:
@@ -302,8 +304,10 @@ class Turns:
     def _quiet(self) -> list[Action]:
         s = self.settings
         over = self._replying and s.interrupt_response and s.automatic
-        needed = samples(s.min_interrupt_ms if over else s.min_speech_ms)
-        if self._run_start is None or self._run < needed:
+        enough = (
+            self._evidence >= s.min_interrupt if over else self._run >= samples(s.min_speech_ms)
+        )
+        if self._run_start is None or not enough:
             return []
         start = max(self._floor, self._run_start - samples(s.prefix_padding_ms), 0)
         self.phase = Phase.SPEAKING
@@ -348,7 +352,7 @@ class Turns:
     def _soft_end(self) -> list[Action]:
         self.phase = Phase.PAUSING
         self._final = None
-        self._run_start, self._run, self._run_dull = None, 0, 0
+        self._run_start, self._run, self._run_dull, self._evidence = None, 0, 0, 0.0
         self.revision += 1
         return [FinishText(self.revision)]
 
@@ -417,7 +421,7 @@ class Turns:
     def _close(self) -> None:
         self.phase = Phase.QUIET
         self._floor = self._position
-        self._run_start, self._run, self._run_dull = None, 0, 0
+        self._run_start, self._run, self._run_dull, self._evidence = None, 0, 0, 0.0
         self._over_reply = False
         self._final, self._failed, self._partial = None, False, ""
         self.deadline_s = None

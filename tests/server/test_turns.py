@@ -194,9 +194,8 @@ class TestOverAReply:
 
     def test_speech_pauses_at_once_and_words_interrupt(self) -> None:
         scene = self.scene()
-        assert scene.speech(32) == []
         assert [type(a) for a in scene.speech(32)] == [Pause, Open]
-        scene.speech(200)
+        scene.speech(250)
         assert scene.text("stop it", partial=True) == [Interrupt()]
         assert scene.text("stop it please", partial=True) == []
 

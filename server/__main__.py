@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -36,11 +37,18 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
 
 class Server(uvicorn.Server):
-    """Signals are ours: they drain first."""
+    """Signals are ours: they drain first. Says on standard output where it answers."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in self.servers:
+            host, port = listener.sockets[0].getsockname()[:2]
+            name = f"[{host}]" if ":" in host else host
+            print(f"Parley answers at http://{name}:{port}/", flush=True)
 
 
 def build_hub(
@@ -84,7 +92,7 @@ async def serve(options: ServerOptions, choice: PipelineOptions) -> None:
                 ws_max_size=options.max_message_bytes,
                 ws_per_message_deflate=False,
                 lifespan="off",
-                log_level=options.log_level,
+                log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=5,
             )
@@ -111,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    if options.log_level != "debug":
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)  # no line per connection
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(options, choice))
     return 0

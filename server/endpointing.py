@@ -78,7 +78,7 @@ WEIGHTS = Features(
 """A logistic regression of "the turn is over" on `Features`, fitted by
 `python -m benchmarks.endpointing --fit --seed 1101 --count 280`; the data are described there."""
 
-UNSURE_BELOW, FINISHED_ABOVE = 1.05, 1.15
+UNSURE_BELOW, FINISHED_ABOVE = 1.1, 1.2
 """Log-odds that the turn is over; in between the hold changes in proportion."""
 UNFINISHED_BELOW = -1.0
 IMPROBABLE_END = 0.02

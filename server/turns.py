@@ -13,6 +13,7 @@ from enum import Enum, auto
 from typing import TypeAlias
 
 from handlers.messages import RATE_HZ, Prosody
+from server.backchannel import is_turn
 from server.endpointing import Cues, EndpointPolicy
 
 
@@ -116,28 +117,6 @@ class Phase(Enum):
     QUIET = auto()
     SPEAKING = auto()
     PAUSING = auto()  # silent since the soft end
-
-
-BACKCHANNELS = frozenset(
-    "ah aha alright hm hmm huh mhm mm mmm oh okay ok right sure uh uhuh um uhm yeah yep yes".split()
-)
-"""Words that accompany a reply instead of answering it."""
-NOISE_WORDS = frozenset("a an and but he her him i in it of or that the them this to".split())
-"""Function words that a recogniser makes of a cough or a click; alone they are no interruption."""
-COMMANDS = frozenset(
-    "cancel enough excuse hang hold how never no please quiet sorry stop wait what when where who "
-    "why".split()
-)
-"""Words that stop a reply however they sound."""
-DULL_SHARE = 0.4
-"""Of "mm-hm" at least so much is closed-mouth hum. Over 27 of them by eSpeak voices 0.40 to 0.93;
-over 27 short interruptions under 700 ms 0.0 and 0.05, and up to 0.95 over longer ones."""
-
-
-def interrupts(text: str) -> bool:
-    """Whether words spoken over a reply are meant to stop it."""
-    words = text.lower().split()
-    return any(word not in BACKCHANNELS and word not in NOISE_WORDS for word in words)
 
 
 class Turns:
@@ -368,13 +347,8 @@ class Turns:
         return [Interrupt()]
 
     def _is_turn(self, text: str) -> bool:
-        """Whether a sound over a reply, recognised as `text`, is there to stop it."""
-        if not COMMANDS.isdisjoint(text.lower().split()):
-            return True
-        hum = self._voiced < samples(self.settings.hum_ms) and (
-            self._dull >= DULL_SHARE * self._voiced
-        )
-        return interrupts(text) and not hum
+        short = self._voiced < samples(self.settings.hum_ms)
+        return is_turn(text, short=short, dull_share=self._dull / max(1, self._voiced))
 
     def _text_known(self, text: str) -> list[Action]:
         actions: list[Action] = []

@@ -273,3 +273,6 @@ async def test_health_and_metrics() -> None:
         health = (await http.get("/healthz")).json()
         assert health == {"status": "ok", "sessions": 1, "limit": 3}
         assert "parley_sessions 1.0" in (await http.get("/metrics")).text
+        page = await http.get("/")
+        assert page.headers["x-content-type-options"] == "nosniff"
+        assert "frame-ancestors 'none'" in page.headers["content-security-policy"]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.messages import RATE_HZ
+from server.backchannel import interrupts
 from server.endpointing import Cues
 from server.turns import (
     Drop,
@@ -23,7 +24,6 @@ from server.turns import (
     Turns,
     TurnSettings,
     Withdraw,
-    interrupts,
 )
 
 WINDOW = 768

@@ -12,12 +12,12 @@ import uvicorn
 
 from server import app
 from server.__main__ import WebSocketProtocol
-from server.config import ServerVad, SessionConfig
 from server.hub import Hub
 from server.metrics import Metrics
 from server.options import ServerOptions
 from server.turns import TurnSettings
 from tests.fakes import ScriptedStages
+from tests.server.stage import fake_config
 
 
 @dataclass
@@ -35,15 +35,7 @@ class Serving:
 async def serving(**options: Any) -> AsyncIterator[Serving]:
     loop = asyncio.get_running_loop()
     stages = ScriptedStages(loop)
-    vad = ServerVad(silence_duration_ms=320)
-    config = SessionConfig(
-        model="parley",
-        voice="alloy",
-        turn_detection=vad,
-        server_vad=vad,
-        transcription={"model": "fake"},
-    )
-    hub = Hub(ServerOptions(**options), TurnSettings(), config, stages, Metrics(), loop)
+    hub = Hub(ServerOptions(**options), TurnSettings(), fake_config(), stages, Metrics(), loop)
     server = uvicorn.Server(
         uvicorn.Config(
             app.build(hub),
@@ -56,9 +48,8 @@ async def serving(**options: Any) -> AsyncIterator[Serving]:
             timeout_graceful_shutdown=1,
         )
     )
-    config_ = server.config
-    config_.load()
-    server.lifespan = config_.lifespan_class(config_)
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
     await server.startup()
     try:
         port = server.servers[0].sockets[0].getsockname()[1]

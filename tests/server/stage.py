@@ -20,23 +20,31 @@ from tests.fakes import RecordingOutbox, ScriptedStages, VirtualClock, tone
 FRAME_S = 0.02
 
 
+def fake_config() -> SessionConfig:
+    vad = ServerVad(silence_duration_ms=320)
+    return SessionConfig(
+        model="parley",
+        voice="alloy",
+        turn_detection=vad,
+        server_vad=vad,
+        transcription={"model": "fake"},
+    )
+
+
 class Stage:
     """One client of one server, driven in virtual time."""
 
     def __init__(self, **options: Any) -> None:
         self.clock = VirtualClock()
         self.stages = ScriptedStages(self.clock)
-        vad = ServerVad(silence_duration_ms=320)
-        config = SessionConfig(
-            model="parley",
-            voice="alloy",
-            turn_detection=vad,
-            server_vad=vad,
-            transcription={"model": "fake"},
-        )
         self.metrics = Metrics()
         self.hub = Hub(
-            ServerOptions(**options), TurnSettings(), config, self.stages, self.metrics, self.clock
+            ServerOptions(**options),
+            TurnSettings(),
+            fake_config(),
+            self.stages,
+            self.metrics,
+            self.clock,
         )
         self.out = RecordingOutbox()
         self.session = Session(self.hub, self.out)

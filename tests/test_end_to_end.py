@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import signal
 import subprocess
 import sys
@@ -14,10 +15,12 @@ from typing import Any
 import httpx2 as httpx
 import numpy as np
 import pytest
+from openai import AsyncOpenAI
 
 from benchmarks.demo import make_dialogue
 from benchmarks.server_process import free_port
 from client.realtime import AudioChunk, Disconnected, Realtime
+from handlers.audio import to_pcm16
 from handlers.messages import RATE_HZ, Samples
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +82,31 @@ async def test_a_question_is_heard_and_answered_by_voice(server: Running, binary
         metrics = (await http.get("/metrics")).text
     assert 'parley_turns_total{outcome="ended"} 1.0' in metrics
     assert "parley_endpoint_to_audio_seconds_count 1.0" in metrics
+
+
+async def test_the_openai_package_talks_to_it_unchanged(server: Running) -> None:
+    local = f"127.0.0.1:{server.port}/v1"
+    openai = AsyncOpenAI(
+        api_key="none", base_url=f"http://{local}", websocket_base_url=f"ws://{local}"
+    )
+    said, heard, audio_bytes = "", "", 0
+    async with openai.realtime.connect(model="any") as connection, asyncio.timeout(PATIENCE_S):
+        await connection.input_audio_buffer.append(
+            audio=base64.b64encode(to_pcm16(greeting())).decode()
+        )
+        async for event in connection:
+            match event.type:
+                case "conversation.item.input_audio_transcription.completed":
+                    heard = event.transcript
+                case "response.output_audio_transcript.delta":
+                    said += event.delta
+                case "response.output_audio.delta":
+                    audio_bytes += len(base64.b64decode(event.delta))
+                case "response.done":
+                    break
+    assert heard == "good morning"
+    assert said.startswith("Hello")
+    assert audio_bytes > 2 * RATE_HZ
 
 
 async def test_sigterm_in_mid_reply_lets_it_finish_and_exits_with_0(server: Running) -> None:

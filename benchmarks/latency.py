@@ -114,6 +114,13 @@ def summary(scores: Scores, planned: int) -> dict[str, Any]:
         "latency_ms": Spread.of(scores.latencies_ms()),
         "latency_after_barge_in_ms": Spread.of(scores.latencies_ms(("barge_in",))),
         "cut_ins": sum(score.cut_in_ms is not None for score in turns),
+        "cut_ins_by_kind": {
+            kind: [
+                sum(s.cut_in_ms is not None for s in turns if s.kind == kind),
+                sum(s.kind == kind for s in turns),
+            ]
+            for kind in sorted({score.kind for score in turns})
+        },
         "missed": sum(score.missed for score in scores.turns),
         "barge_in_ms": Spread.of(scores.stops_ms()),
         "barge_ins": len(scores.barge_ins),
@@ -155,10 +162,13 @@ def print_report(figures: dict[str, Any], stages: dict[str, Spread]) -> None:
     if stages:
         rows = [spread.row(name) for name, spread in stages.items()]
         print("\nThe server's /metrics, in ms:\n" + table(SPREAD_HEADERS, rows))
+    kinds = figures["cut_ins_by_kind"].items()
+    by_kind = ", ".join(f"{kind} {cut} of {count}" for kind, (cut, count) in kinds)
     print(
         f"\n{figures['turns']} turns, {figures['turns_with_a_pause']} with a pause inside: "
         f"{figures['cut_ins']} cut in, {figures['missed']} missed (of all utterances), "
         f"{figures['turns_never_spoken']} never spoken because the session broke off"
+        f"\ncut in, by the kind of turn (see benchmarks/clips.py): {by_kind}"
         f"\n{figures['barge_ins']} barge-ins, {figures['barge_in_ms'].count} of them into a "
         f"sounding reply: {figures['barge_ins_resumed']} old replies came back"
         f"\n{figures['noises']} noises: {figures['noises_that_ended_the_reply']} ended the reply; "

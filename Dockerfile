@@ -12,10 +12,10 @@ COPY handlers handlers
 COPY models models
 COPY server server
 RUN useradd --system --uid 10001 parley
-USER parley
+USER 10001
 ENV PATH=/opt/parley/bin:$PATH PYTHONUNBUFFERED=1
 EXPOSE 8765
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8765/healthz')"]
-# Reachable from outside the container, so a key is needed: docker run -e PARLEY_API_KEY=... -p 8765:8765
+# Reachable from outside the container, so a key is needed: docker run -e PARLEY_API_KEY=… -p …
 ENTRYPOINT ["python", "-m", "server", "--host", "0.0.0.0"]

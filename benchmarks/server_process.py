@@ -276,12 +276,6 @@ class Metrics:
                 found[_title(*key)] = since
         return found
 
-    def total_since(self, earlier: Metrics, name: str) -> float:
-        """Growth of a counter, all labels together."""
-        now = sum(value for (found, _), value in self.values.items() if found == name)
-        then = sum(value for (found, _), value in earlier.values.items() if found == name)
-        return now - then
-
 
 def _title(name: str, labels: Labels) -> str:
     inside = ",".join(f'{key}="{value}"' for key, value in sorted(labels))

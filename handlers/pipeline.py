@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from handlers.base import Handler, Observer
-from handlers.messages import Ask, Finish, Listen, Message, Retain, Say
-from handlers.messages import AudioIn as AudioIn
+from handlers.messages import Ask, AudioIn, Finish, Listen, Message, Retain, Say
 
 STAGES: dict[str, dict[str, str]] = {
     "vad": {"silero": "handlers.vad.silero:SileroEar"},

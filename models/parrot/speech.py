@@ -1,0 +1,100 @@
+"""Spoken turns in parts, with the times of what can be heard, from `Synthesizer`.
+
+eSpeak pads with silence and its state makes a text sound different after another one; here times
+are those of the sound, and the agent's clips are always the same.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.parrot import domain
+from models.parrot.synthesis import RATE_HZ, Speaker, Synthesizer
+
+Audio = NDArray[np.float32]
+
+FADE_SAMPLES = RATE_HZ * 5 // 1000
+"""At each edge, outside the audible part, so that a cut doesn't click."""
+AUDIBLE_BELOW_PEAK = 0.01
+PERSON_RMS = 0.05
+"""Of a person's speech before any gain, -26 dBFS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    samples: Audio  # [T]
+    first: int  # the first audible sample
+    end: int  # the one behind the last audible sample
+
+    @property
+    def audible(self) -> int:
+        return self.end - self.first
+
+
+def trimmed(samples: Audio) -> Clip:
+    """[T] without its silent ends, the edges faded. Raises ValueError where all is silence."""
+    level = np.abs(samples)
+    heard = np.flatnonzero(level > AUDIBLE_BELOW_PEAK * level.max(initial=0))
+    if not len(heard):
+        raise ValueError("nothing to hear in it")
+    first, end = int(heard[0]), int(heard[-1]) + 1
+    before, behind = min(first, FADE_SAMPLES), min(len(samples) - end, FADE_SAMPLES)
+    cut = samples[first - before : end + behind].copy()
+    ramp = np.linspace(0, 1, FADE_SAMPLES, dtype=np.float32)
+    cut[:FADE_SAMPLES] *= ramp[: len(cut)]
+    cut[-FADE_SAMPLES:] *= ramp[::-1][-len(cut) :]
+    return Clip(cut, before, len(cut) - behind)
+
+
+@lru_cache(maxsize=512)
+def agent_clip(text: str) -> Clip:
+    """What the agent's voice makes of a text: the same whenever and wherever it is said."""
+    with Synthesizer() as synthesizer:
+        return trimmed(synthesizer.say(domain.AGENT, spelled(text) + ".").samples)
+
+
+def spelled(text: str) -> str:
+    return domain.SPELLINGS.get(text, text)
+
+
+def say_parts(
+    synthesizer: Synthesizer,
+    speaker: Speaker,
+    parts: Sequence[str],
+    source: random.Random,
+    *,
+    cut_share: float,
+    ending: str = ".",
+) -> tuple[Clip, ...]:
+    """A turn that is to have pauses between its parts; only the last part sounds finished.
+
+    The others rise towards more, or, in `cut_share` of the turns, break off within one sentence.
+    """
+    clips: tuple[Clip, ...] = ()
+    if len(parts) > 1 and source.random() < cut_share:
+        clips = _broken_off(synthesizer, speaker, parts, ending)
+    if not clips:
+        texts = [spelled(part) + "," for part in parts[:-1]] + [spelled(parts[-1]) + ending]
+        clips = tuple(trimmed(synthesizer.say(speaker, text).samples) for text in texts)
+    heard = np.concatenate([clip.samples[clip.first : clip.end] for clip in clips])
+    gain = PERSON_RMS / np.sqrt(np.square(heard).mean())
+    return tuple(Clip(clip.samples * gain, clip.first, clip.end) for clip in clips)
+
+
+def _broken_off(
+    synthesizer: Synthesizer, speaker: Speaker, parts: Sequence[str], ending: str
+) -> tuple[Clip, ...]:
+    """One sentence taken apart between words; nothing where eSpeak runs words into one."""
+    utterance = synthesizer.say(speaker, " ".join(parts) + ending)
+    counts = [len(part.split()) for part in parts]
+    if len(utterance.words) != sum(counts):
+        return ()
+    starts = [utterance.words[index] for index in np.cumsum([0, *counts[:-1]])]
+    ends = [*starts[1:], len(utterance.samples)]
+    return tuple(trimmed(utterance.samples[a:b]) for a, b in zip(starts, ends, strict=True))

@@ -1,0 +1,270 @@
+"""Trains the codec from eSpeak NG alone: `python -m models.parrot.train_codec --output_dir DIR`.
+
+In one run and one clock: the encoder and decoder learn to turn any voice into the agent's, the
+vocoder learns the agent's sound. The decoder's targets are mel frames, pitch and voicing; two
+heads that are used in training only ask which phoneme it is and whether the sentence goes on, so
+that the codes keep that. Writes a log, what it ran with, and the codec.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.common.harmonic import spectral_loss
+from models.common.pitch import track_pitch
+from models.parrot import domain
+from models.parrot.codec import VOCODER_HOPS, CodecConfig, TinyCodec
+from models.parrot.pairs import (
+    HIGHEST_HZ,
+    HOP_SAMPLES,
+    LOWEST_HZ,
+    Batch,
+    Pair,
+    PairMaker,
+    stacked,
+)
+from models.parrot.rooms import RoomOptions, draw_room, heard_in
+from models.parrot.speech import PERSON_RMS, agent_clip
+from models.parrot.synthesis import RATE_HZ, Synthesizer
+
+PHONEMES = 96
+"""Room for all that the voices use; eSpeak's English ones come to about 70."""
+TONES = 3
+TONE_WEIGHTS = (0.3, 1.0, 1.0)
+PHONEME_SHARE, TONE_SHARE, PITCH_SHARE = 0.3, 0.3, 0.3
+CLEAN_SHARE = 0.2
+CLIP_HOPS = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    minutes: float = 20.0
+    pairs: int = 3000  # in the pool; renewed while training, see `renewed_per_step`
+    renewed_per_step: int = 1
+    batch: int = 16
+    frames: int = 64
+    rate: float = 2e-3
+    vocoder_batch: int = 6
+    threads: int = 1
+    seed: int = 0
+
+
+class Pool:
+    """Pairs, part of them new at every step, each time in another room."""
+
+    def __init__(self, maker: PairMaker, settings: Settings) -> None:
+        self._maker, self._settings = maker, settings
+        self._source = random.Random(settings.seed + 1)
+        self._rng = np.random.default_rng(settings.seed + 2)
+        self._pairs: list[Pair] = [maker.draw() for _ in range(settings.pairs)]
+
+    def batch(self) -> Batch:
+        for _ in range(self._settings.renewed_per_step):
+            self._pairs[self._source.randrange(len(self._pairs))] = self._maker.draw()
+        hops = self._settings.frames * 4
+        rows = []
+        for _ in range(self._settings.batch):
+            pair = self._source.choice(self._pairs)
+            start = self._source.randrange(0, hops // 3)
+            rows.append((pair, self._heard(pair, start * HOP_SAMPLES, hops * HOP_SAMPLES), start))
+        return stacked(rows, hops)
+
+    def _heard(self, pair: Pair, start: int, length: int) -> np.ndarray:
+        person = np.zeros(length, np.float32)
+        speech = pair.speech[: length - start]
+        rms = float(np.sqrt(np.square(speech).mean() + 1e-12))
+        person[start : start + len(speech)] = speech
+        if self._source.random() < CLEAN_SHARE:
+            return person
+        person *= PERSON_RMS / rms
+        room = draw_room(RoomOptions(echo_share=0.0), self._source)
+        return heard_in(room, person, person, PERSON_RMS, self._rng)
+
+
+class VocoderPool:
+    """The agent's own clips with what the vocoder is given of them."""
+
+    def __init__(self, codec: TinyCodec, settings: Settings, count: int = 800) -> None:
+        self._codec, self._source = codec, random.Random(settings.seed + 3)
+        self._clips: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        with Synthesizer() as synthesizer:
+            for _ in range(count):
+                self._clips.append(self._clip(synthesizer))
+
+    def _clip(self, synthesizer: Synthesizer) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        source = self._source
+        text = domain.draw_phrase(source, test=False)
+        if source.random() < 0.25:
+            text = source.choice([*domain.QUESTIONS.values(), domain.LONG_TURN_REPLY])
+        speaker = replace(domain.AGENT, speed_wpm=source.randint(120, 210))
+        samples = synthesizer.say(speaker, text + source.choice(".,")).samples
+        x = torch.from_numpy(samples[: len(samples) // HOP_SAMPLES * HOP_SAMPLES].copy())
+        pitch, voiced = track_pitch(
+            x, RATE_HZ, HOP_SAMPLES, lowest_hz=LOWEST_HZ, highest_hz=HIGHEST_HZ
+        )
+        with torch.no_grad():
+            mel = self._codec.log_mel(x[None])[0]
+        return x, mel, pitch, voiced
+
+    def loss(self, rows: int, *, coded: bool) -> Tensor:
+        """Of the sound made of true mel frames or, `coded`, of what came through the codec."""
+        drawn = []
+        for _ in range(rows):
+            x, mel, pitch, voiced = self._source.choice(self._clips)
+            start = self._source.randrange(max(len(pitch) - CLIP_HOPS, 0) + 1)
+            end = start + CLIP_HOPS
+            drawn.append(
+                (
+                    _padded(x[start * HOP_SAMPLES : end * HOP_SAMPLES], CLIP_HOPS * HOP_SAMPLES),
+                    _padded(mel[start:end].T, CLIP_HOPS, float(np.log(1e-5))).T,
+                    _padded(pitch[start:end], CLIP_HOPS, 200.0),
+                    _padded(voiced[start:end], CLIP_HOPS),
+                )
+            )
+        wanted, mel, pitch, voiced = (torch.stack(parts) for parts in zip(*drawn, strict=True))
+        late = VOCODER_HOPS
+        if coded:
+            spoken = self._codec.speak(self._codec.quantise(wanted)[0])
+            mel, pitch, voiced = spoken.mel, spoken.pitch_hz, torch.sigmoid(spoken.voicing)
+            late = _late_hops(self._codec)
+        made = self._codec.vocoder(mel, pitch, voiced)[:, late * HOP_SAMPLES :]
+        wanted = wanted[:, : -late * HOP_SAMPLES]
+        mels = [self._codec.log_mel(x) for x in (made, wanted)]
+        return spectral_loss(made, wanted) + 0.5 * (mels[0] - mels[1]).abs().mean()
+
+
+def _late_hops(codec: TinyCodec) -> int:
+    """From speech to sound, through all of it."""
+    return codec.config.hops_per_frame * (codec.encode_latency_frames + codec.decode_latency_frames)
+
+
+def _padded(x: Tensor, length: int, value: float = 0.0) -> Tensor:
+    return F.pad(x, (0, length - x.shape[-1]), value=value)
+
+
+@dataclass(frozen=True)
+class Losses:
+    total: Tensor
+    mel: Tensor
+    phoneme_right: Tensor
+    tone_right: Tensor  # of the hops that have one
+
+
+def codec_losses(codec: TinyCodec, tone: nn.Module, batch: Batch) -> Losses:
+    """The targets stand later than the speech by both latencies, less the vocoder's part."""
+    values, _ = codec.quantise(batch.speech)
+    spoken = codec.speak(values)
+    late = _late_hops(codec) - VOCODER_HOPS
+    made = slice(late, None)
+    wanted = slice(0, batch.mel.shape[1] - late)
+    # What is said counts more than how silent the silence is.
+    weight = 0.3 + (batch.phonemes[:, wanted] > 0).float()
+    difference = (spoken.mel[:, made] - batch.mel[:, wanted]).abs().mean(-1)
+    mel = (difference * weight).sum() / weight.sum()
+    voiced = batch.voiced[:, wanted]
+    voicing = F.binary_cross_entropy_with_logits(spoken.voicing[:, made], voiced)
+    ratio = torch.log(spoken.pitch_hz[:, made] / batch.pitch_hz[:, wanted]).abs()
+    pitch = (ratio * voiced).sum() / voiced.sum().clamp(min=1)
+    assert codec.to_phoneme is not None
+    phonemes = codec.to_phoneme(spoken.hidden)[..., made]  # [B, P, M]
+    tones = tone(spoken.hidden)[..., made]  # [B, 3, M]
+    of_phoneme = F.cross_entropy(phonemes, batch.phonemes[:, wanted])
+    target = batch.tones[:, wanted]
+    of_tone = F.cross_entropy(tones, target, weight=torch.tensor(TONE_WEIGHTS))
+    total = mel + 0.3 * voicing + PITCH_SHARE * 5 * pitch
+    total = total + PHONEME_SHARE * of_phoneme + TONE_SHARE * of_tone
+    said = batch.phonemes[:, wanted] > 0
+    hits = (phonemes.argmax(1) == batch.phonemes[:, wanted])[said].float().mean()
+    toned = target > 0
+    tone_hits = (tones.argmax(1) == target)[toned].float().mean()
+    return Losses(total, mel.detach(), hits, tone_hits)
+
+
+def train(output_dir: Path, settings: Settings) -> None:
+    torch.manual_seed(settings.seed)
+    torch.set_num_threads(settings.threads)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    codec = TinyCodec(CodecConfig(phonemes=PHONEMES))
+    tone = nn.Conv1d(codec.config.fast_width, TONES, 1)
+    voice = list(codec.vocoder.parameters())
+    other = [p for p in codec.parameters() if all(p is not v for v in voice)]
+    optimiser = torch.optim.AdamW(
+        [{"params": [*other, *tone.parameters()]}, {"params": voice}], settings.rate
+    )
+    with Synthesizer() as synthesizer:
+        maker = PairMaker(settings.seed, synthesizer, codec.config.mel_bands, test=False)
+        began = time.monotonic()
+        pool, clips = Pool(maker, settings), VocoderPool(codec, settings)
+        _log(output_dir, f"pool of {settings.pairs} pairs in {time.monotonic() - began:.0f} s")
+        began, step, share = time.monotonic(), 0, 0.0
+        while share < 1.0:
+            rate = settings.rate * min(1.0, step / 100) * (1.0 - share) + 1e-5
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            losses = codec_losses(codec, tone, pool.batch())
+            of_voice = clips.loss(settings.vocoder_batch, coded=step % 2 == 1)
+            optimiser.zero_grad()
+            (losses.total + of_voice).backward()
+            nn.utils.clip_grad_norm_(other, 1.0)
+            nn.utils.clip_grad_norm_(voice, 1.0)
+            optimiser.step()
+            share = (time.monotonic() - began) / (60 * settings.minutes)
+            if step % 100 == 0:
+                _log(
+                    output_dir,
+                    f"step {step} at {60 * settings.minutes * share:.0f} s: "
+                    f"loss {losses.total.item():.3f} mel {losses.mel.item():.3f} "
+                    f"phonemes {losses.phoneme_right.item():.3f} "
+                    f"tones {losses.tone_right.item():.3f} vocoder {of_voice.item():.3f}",
+                )
+            if step % 1000 == 999:
+                codec.save(output_dir)
+            step += 1
+        dropped = maker.dropped
+    codec.save(output_dir)
+    ran = {
+        "settings": asdict(settings),
+        "steps": step,
+        "pairs_dropped": dropped,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "machine": platform.processor() or platform.machine(),
+    }
+    (output_dir / "codec_training.json").write_text(json.dumps(ran, indent=2) + "\n")
+
+
+def _log(folder: Path, line: str) -> None:
+    print(line, flush=True)
+    with (folder / "codec_training.log").open("a") as log:
+        log.write(line + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m models.parrot.train_codec",
+        description=(__doc__ or "").split("\n", maxsplit=1)[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="where the codec goes")
+    units = {"minutes": "of training", "frames": "of 40 ms per row", "rate": "learning rate"}
+    for name, default in asdict(Settings()).items():
+        text = units.get(name, "of training")
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
+    args = vars(parser.parse_args())
+    train(args.pop("output_dir"), Settings(**args))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,14 +1,55 @@
-"""Pitch of clean speech by autocorrelation, for making training targets. M frames."""
+"""Pitch by autocorrelation: as features for a model, and of clean speech as training targets.
+
+R rows, M frames, B lags.
+"""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from models.common.causal import History
 
 VOICED_ABOVE = 0.5
 """Normalised autocorrelation of a voiced frame."""
 SILENT_BELOW = 2e-3
 """RMS, full scale 1."""
+
+
+class Periodicity(nn.Module):
+    """Normalised autocorrelation at lags spaced evenly in pitch: what log-mel frames can't tell.
+
+    [R, M * hop] -> [R, M, B]; frame i looks at the 40 ms that end with hop i.
+    """
+
+    lags: Tensor
+    window: Tensor
+    correction: Tensor
+
+    def __init__(
+        self, rate_hz: int, hop_samples: int, lags: int, lowest_hz: float, highest_hz: float
+    ) -> None:
+        super().__init__()
+        self.hop_samples, self.size = hop_samples, rate_hz // 25
+        hz = highest_hz * (lowest_hz / highest_hz) ** torch.linspace(0, 1, lags)
+        self.register_buffer("lags", (rate_hz / hz).round().long(), persistent=False)
+        window = torch.hann_window(self.size)
+        own = torch.fft.irfft(torch.fft.rfft(window, 2 * self.size).abs().square())
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("correction", own[0] / own[self.lags], persistent=False)
+
+    def forward(self, samples: Tensor, history: History | None = None) -> Tensor:
+        before = self.size - self.hop_samples
+        if history is None:
+            padded = nn.functional.pad(samples, (before, 0))
+        else:
+            padded = torch.cat((history.past(self, "samples", samples, before), samples), dim=-1)
+            history.remember(self, "samples", padded[:, -before:])
+        frames = padded.unfold(-1, self.size, self.hop_samples) * self.window  # [R, M, size]
+        power = torch.fft.rfft(frames, 2 * self.size).abs().square()
+        correlation = torch.fft.irfft(power)  # [R, M, 2 size]
+        energy = correlation[..., :1] + 1e-5  # of a window at -80 dB full scale, about
+        return correlation[..., self.lags] / energy * self.correction
 
 
 def track_pitch(

@@ -23,6 +23,7 @@ from models.common.causal import CausalConv, History, Residual
 from models.common.errors import ArchitectureError
 from models.common.harmonic import HarmonicVocoder
 from models.common.mel import LogMel
+from models.common.pitch import Periodicity
 from models.common.tokens import RowState, TokenizerBase
 
 CONFIG, WEIGHTS = "codec.json", "codec.safetensors"
@@ -35,10 +36,11 @@ which its window fades out."""
 
 @dataclass(frozen=True)
 class CodecConfig:
-    levels: tuple[int, ...] = (4, 4, 4, 4, 2)  # of each quantised number
+    levels: tuple[int, ...] = (4, 4, 4, 4, 2, 2)  # of each quantised number
     width: int = 160  # at the rate of frames
     fast_width: int = 96  # at the rate of hops
     mel_bands: int = 80
+    lags: int = 48  # of the autocorrelation, from 60 to 400 Hz
     phonemes: int = 0  # classes of the training-time head; 0: none
     rate_hz: int = 16_000
     hop_samples: int = 160
@@ -105,7 +107,8 @@ class TinyCodec(nn.Module, TokenizerBase):
         per_frame, bands = config.hops_per_frame, config.mel_bands
         wide, slim = config.width, config.fast_width
         self.log_mel = LogMel(config.rate_hz, config.hop_samples, 400, bands)
-        self.inlet = CausalConv(bands, slim, 5)
+        self.periodicity = Periodicity(config.rate_hz, config.hop_samples, config.lags, 60, 400)
+        self.inlet = CausalConv(bands + config.lags, slim, 5)
         self.fast = nn.ModuleList(Residual(slim, dilation) for dilation in (1, 2, 4))
         self.down = nn.Conv1d(slim, wide, per_frame, stride=per_frame)
         self.slow = nn.ModuleList(Residual(wide, dilation) for dilation in (1, 2, 4))
@@ -122,9 +125,13 @@ class TinyCodec(nn.Module, TokenizerBase):
     # Training goes through these two.
 
     def quantise(self, samples: Tensor, history: History | None = None) -> tuple[Tensor, Tensor]:
-        """[R, T] -> values [R, Q, F] and codes [R, F]"""
-        mel = self.log_mel(samples, history)  # [R, M, bands]
-        x = self.inlet((mel.mT - MEL_MEAN) / MEL_SCALE, history)
+        """[R, T] -> values [R, Q, F] and codes [R, F]
+
+        The last number is taught to tell, where a stretch of speech ends, whether its tone falls.
+        """
+        mel = (self.log_mel(samples, history) - MEL_MEAN) / MEL_SCALE  # [R, M, bands]
+        heard = torch.cat((mel, self.periodicity(samples, history)), dim=-1)
+        x = self.inlet(heard.mT, history)
         for layer in self.fast:
             x = layer(x, history)
         x = self.down(nn.functional.gelu(x))  # [R, W, M] -> [R, W, F]

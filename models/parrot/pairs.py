@@ -26,8 +26,8 @@ SILENT = "_"
 """What eSpeak's names of silences begin with."""
 LOWEST_HZ, HIGHEST_HZ = 150.0, 400.0
 """Of the agent's pitch."""
-TONE_HOPS = 25
-"""The last hops of a part carry the tone by which it ends or goes on."""
+TONE_HOPS = (8, 20)
+"""So many before and after the end of a stretch of speech carry the tone by which it ended."""
 NO_TONE, GOES_ON, ENDS = range(3)
 
 
@@ -66,7 +66,7 @@ class PairMaker:
             if source.random() < 0.6:
                 cut = 0
             parts = [(" ".join(words[:cut]), GOES_ON)] if cut else []
-            parts.append((" ".join(words[cut:]), ENDS if source.random() < 0.8 else GOES_ON))
+            parts.append((" ".join(words[cut:]), ENDS if source.random() < 0.7 else GOES_ON))
             made = [self._part(part, tone, speaker, agent) for part, tone in parts]
             whole = [pair for pair in made if pair is not None]
             if len(whole) == len(made):
@@ -84,14 +84,18 @@ class PairMaker:
         return domain.BACKCHANNEL
 
     def _part(self, text: str, tone: int, speaker: Speaker, agent: Speaker) -> Pair | None:
-        mark = "." if tone == ENDS else ","
-        said = self._synthesizer.say(speaker, spelled(text) + mark)
-        wanted = self._synthesizer.say(agent, spelled(text) + mark)
+        """What goes on rises towards more or, every third time, is broken off in a sentence."""
+        broken = tone == GOES_ON and self._source.random() < 1 / 3
+        mark = "," if tone == GOES_ON and not broken else "."
+        whole = f"{spelled(text)} {self._source.choice(domain.WORDS)}" if broken else spelled(text)
+        said = self._synthesizer.say(speaker, whole + mark)
+        wanted = self._synthesizer.say(agent, whole + mark)
         names, starts = _spoken(said)
         agent_names, agent_starts = _spoken(wanted)
         if names != agent_names or not names:
             return None
-        count = starts[-1] // HOP_SAMPLES  # the speech ends with the last phoneme
+        # The speech ends with the last phoneme, or where the word begins that is left out.
+        count = (said.words[-1] if broken else starts[-1]) // HOP_SAMPLES
         speech = said.samples[: count * HOP_SAMPLES]
         ends = (np.arange(count) + 1.0) * HOP_SAMPLES
         place = np.interp(ends, starts, agent_starts) / HOP_SAMPLES - 1  # in the agent's hops
@@ -103,7 +107,7 @@ class PairMaker:
             target, RATE_HZ, HOP_SAMPLES, lowest_hz=LOWEST_HZ, highest_hz=HIGHEST_HZ
         )
         tones = np.full(count, NO_TONE, np.uint8)
-        tones[-TONE_HOPS:] = tone
+        tones[-TONE_HOPS[0] :] = tone
         numbers = np.array([self._number(name) for name in names], np.uint8)
         at = np.searchsorted(starts, ends - HOP_SAMPLES / 2, side="right") - 1
         return Pair(
@@ -129,7 +133,7 @@ class PairMaker:
             np.full(hops, first.pitch_hz[-1]),
             np.zeros(hops, np.float16),
             np.zeros(hops, np.uint8),
-            np.full(hops, NO_TONE, np.uint8),
+            np.where(np.arange(hops) < TONE_HOPS[1], GOES_ON, NO_TONE).astype(np.uint8),
         )
         pieces = (first, gap, second)
         return Pair(
@@ -170,6 +174,8 @@ def stacked(pairs: Sequence[tuple[Pair, NDArray[np.float32], int]], hops: int) -
         voiced[row, span] = pair.voiced[:length]
         phonemes[row, span] = pair.phonemes[:length]
         tones[row, span] = pair.tones[:length]
+        if length == len(pair.tones):
+            tones[row, span.stop : span.stop + TONE_HOPS[1]] = pair.tones[-1]
     heard = np.stack([audio for _, audio, _ in pairs])
     return Batch(*map(torch.from_numpy, (heard, mel, pitch, voiced, phonemes, tones)))
 

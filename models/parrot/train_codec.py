@@ -1,9 +1,9 @@
 """Trains the codec from eSpeak NG alone: `python -m models.parrot.train_codec --output_dir DIR`.
 
 In one run and one clock: the encoder and decoder learn to turn any voice into the agent's, the
-vocoder learns the agent's sound. The decoder's targets are mel frames, pitch and voicing; two
-heads that are used in training only ask which phoneme it is and whether the sentence goes on, so
-that the codes keep that. Writes a log, what it ran with, and the codec.
+vocoder learns the agent's sound. The decoder's targets are mel frames, pitch and voicing; a head
+that is used in training only asks which phoneme it is; and one of the quantised numbers is to tell
+whether the speech that has just ended fell or goes on. Writes a log, what it ran with, and the codec.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ from models.common.pitch import track_pitch
 from models.parrot import domain
 from models.parrot.codec import VOCODER_HOPS, CodecConfig, TinyCodec
 from models.parrot.pairs import (
+    ENDS,
     HIGHEST_HZ,
     HOP_SAMPLES,
     LOWEST_HZ,
+    NO_TONE,
     Batch,
     Pair,
     PairMaker,
     stacked,
 )
 from models.parrot.rooms import RoomOptions, draw_room, heard_in
-from models.parrot.speech import PERSON_RMS, agent_clip
+from models.parrot.speech import PERSON_RMS
 from models.parrot.synthesis import RATE_HZ, Synthesizer
 
 PHONEMES = 96
 """Room for all that the voices use; eSpeak's English ones come to about 70."""
-TONES = 3
-TONE_WEIGHTS = (0.3, 1.0, 1.0)
-PHONEME_SHARE, TONE_SHARE, PITCH_SHARE = 0.3, 0.3, 0.3
+PHONEME_SHARE, PITCH_SHARE, TONE_SHARE = 0.3, 1.5, 0.5
+TONE_STEEPNESS = 3.0
 CLEAN_SHARE = 0.2
 CLIP_HOPS = 64
 
@@ -159,12 +160,13 @@ class Losses:
     total: Tensor
     mel: Tensor
     phoneme_right: Tensor
-    tone_right: Tensor  # of the hops that have one
+    tone_right: Tensor  # of the frames that have one
 
 
-def codec_losses(codec: TinyCodec, tone: nn.Module, batch: Batch) -> Losses:
+def codec_losses(codec: TinyCodec, batch: Batch) -> Losses:
     """The targets stand later than the speech by both latencies, less the vocoder's part."""
     values, _ = codec.quantise(batch.speech)
+    of_tone, tone_hits = _tone_loss(values[:, -1], batch.tones, codec.encode_latency_frames)
     spoken = codec.speak(values)
     late = _late_hops(codec) - VOCODER_HOPS
     made = slice(late, None)
@@ -179,30 +181,44 @@ def codec_losses(codec: TinyCodec, tone: nn.Module, batch: Batch) -> Losses:
     pitch = (ratio * voiced).sum() / voiced.sum().clamp(min=1)
     assert codec.to_phoneme is not None
     phonemes = codec.to_phoneme(spoken.hidden)[..., made]  # [B, P, M]
-    tones = tone(spoken.hidden)[..., made]  # [B, 3, M]
     of_phoneme = F.cross_entropy(phonemes, batch.phonemes[:, wanted])
-    target = batch.tones[:, wanted]
-    of_tone = F.cross_entropy(tones, target, weight=torch.tensor(TONE_WEIGHTS))
-    total = mel + 0.3 * voicing + PITCH_SHARE * 5 * pitch
+    total = mel + 0.3 * voicing + PITCH_SHARE * pitch
     total = total + PHONEME_SHARE * of_phoneme + TONE_SHARE * of_tone
     said = batch.phonemes[:, wanted] > 0
     hits = (phonemes.argmax(1) == batch.phonemes[:, wanted])[said].float().mean()
-    toned = target > 0
-    tone_hits = (tones.argmax(1) == target)[toned].float().mean()
     return Losses(total, mel.detach(), hits, tone_hits)
 
 
-def train(output_dir: Path, settings: Settings) -> None:
+def _tone_loss(values: Tensor, tones: Tensor, late_frames: int) -> tuple[Tensor, Tensor]:
+    """Of the last number [B, F] as a verdict on the tone [B, M]; and the share that is right."""
+    per_frame = tones.shape[1] // values.shape[1]
+    target = tones[:, per_frame // 2 :: per_frame]  # [B, F]
+    values, target = values[:, late_frames:], target[:, : target.shape[1] - late_frames]
+    toned = target > NO_TONE
+    falls = (target == ENDS).float()
+    loss = F.binary_cross_entropy_with_logits(TONE_STEEPNESS * values, falls, reduction="none")
+    count = toned.sum().clamp(min=1)
+    hits = ((values > 0) == (falls > 0)) & toned
+    return (loss * toned).sum() / count, hits.sum() / count
+
+
+def begin_from(folder: Path, codec: TinyCodec) -> None:
+    """Takes the weights of another codec; quantised numbers that it lacks begin at random."""
+    for name, weight in TinyCodec.load(folder).state_dict().items():
+        target = codec.state_dict()[name]
+        target[tuple(slice(size) for size in weight.shape)] = weight
+
+
+def train(output_dir: Path, settings: Settings, start: Path | None = None) -> None:
     torch.manual_seed(settings.seed)
     torch.set_num_threads(settings.threads)
     output_dir.mkdir(parents=True, exist_ok=True)
     codec = TinyCodec(CodecConfig(phonemes=PHONEMES))
-    tone = nn.Conv1d(codec.config.fast_width, TONES, 1)
+    if start is not None:
+        begin_from(start, codec)
     voice = list(codec.vocoder.parameters())
     other = [p for p in codec.parameters() if all(p is not v for v in voice)]
-    optimiser = torch.optim.AdamW(
-        [{"params": [*other, *tone.parameters()]}, {"params": voice}], settings.rate
-    )
+    optimiser = torch.optim.AdamW([{"params": other}, {"params": voice}], settings.rate)
     with Synthesizer() as synthesizer:
         maker = PairMaker(settings.seed, synthesizer, codec.config.mel_bands, test=False)
         began = time.monotonic()
@@ -213,7 +229,7 @@ def train(output_dir: Path, settings: Settings) -> None:
             rate = settings.rate * min(1.0, step / 100) * (1.0 - share) + 1e-5
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            losses = codec_losses(codec, tone, pool.batch())
+            losses = codec_losses(codec, pool.batch())
             of_voice = clips.loss(settings.vocoder_batch, coded=step % 2 == 1)
             optimiser.zero_grad()
             (losses.total + of_voice).backward()
@@ -258,12 +274,13 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="where the codec goes")
+    parser.add_argument("--start_from", type=Path, help="folder of a codec to go on from")
     units = {"minutes": "of training", "frames": "of 40 ms per row", "rate": "learning rate"}
     for name, default in asdict(Settings()).items():
         text = units.get(name, "of training")
         parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
     args = vars(parser.parse_args())
-    train(args.pop("output_dir"), Settings(**args))
+    train(args.pop("output_dir"), start=args.pop("start_from"), settings=Settings(**args))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,246 @@
+"""Training runs of a few seconds."""
+
+import pytest
+
+pytest.importorskip("torch", reason="models need torch")
+pytest.importorskip("transformers", reason="models need transformers")
+pytest.importorskip("accelerate", reason="training needs accelerate")
+
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from models.common.errors import ArchitectureError, ConfigError, VocabularyError
+from models.parrot.backbones import load
+from models.parrot.recipe import DataRecipe, LoraRecipe, ModelRecipe, Recipe, TrainRecipe
+from models.parrot.shards import ShardWriter, Vocabulary
+from models.parrot.trainer import Schedule
+from models.parrot.training import ChannelCountError, Run, main, make_model, train
+from tests.models import tiny
+
+CONFIGS = Path(__file__).parents[2] / "models/parrot/configs"
+PAIRS = Vocabulary("fake", tiny.CODES, 1, 25.0, 2)
+
+
+def shards(folder: Path, count: int = 6, channels: int = 2, frames: int = 14) -> Path:
+    generator = torch.Generator().manual_seed(1)
+    with ShardWriter(folder, dataclasses.replace(PAIRS, channels=channels)) as writer:
+        for _ in range(count):
+            writer.append(torch.randint(tiny.CODES, (frames, channels, 1), generator=generator))
+    return folder
+
+
+def recipe(train: dict[str, Any] | None = None, **sections: Any) -> Recipe:
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "join": "sum",
+        "attention_dropout": 0.1,
+    }
+    steps: dict[str, Any] = {
+        "learning_rate": 1e-2,
+        "warmup_steps": 2,
+        "max_steps": 6,
+        "rows": 2,
+        "precision": "fp32",
+        "threads": 1,
+        "log_steps": 1,
+        "validate_steps": 1000,
+        "save_steps": 1000,
+    }
+    return Recipe(
+        model=sections.get("model", ModelRecipe(settings=small)),
+        data=sections.get("data", DataRecipe(row_frames=32, validation_share=0.0)),
+        lora=sections.get("lora", LoraRecipe()),
+        train=TrainRecipe(**(steps | (train or {}))),
+    )
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = load_file(folder / "model.safetensors")
+    return found
+
+
+def history(folder: Path, step: int) -> list[dict[str, float]]:
+    state = json.loads((folder / f"checkpoint-{step}/trainer_state.json").read_text())
+    found: list[dict[str, float]] = state["log_history"]
+    return found
+
+
+def test_a_small_model_learns_a_few_recordings_by_heart(tmp_path: Path) -> None:
+    data = shards(tmp_path / "data")
+    made = recipe(
+        {"max_steps": 120, "rows": 3, "log_steps": 60, "validate_steps": 120, "weight_decay": 0.0},
+        data=DataRecipe(row_frames=32),
+    )
+    losses = train(Run(made, [data], tmp_path / "out", validation_data=[data]))
+    assert set(losses) == {"eval_loss", "eval_loss_user", "eval_loss_agent"}
+    assert losses["eval_loss"] == pytest.approx(
+        losses["eval_loss_user"] + losses["eval_loss_agent"]
+    )
+    # Only the first frame of each recording, one in fourteen, can't be known.
+    assert losses["eval_loss"] < 0.4 < 2 * math.log(tiny.CODES)
+    model = load(tmp_path / "out")
+    assert model.config.codebook_size == tiny.CODES
+    run = json.loads((tmp_path / "out/run.json").read_text())
+    assert run["versions"]["torch"] == torch.__version__
+    assert run["data"]["data"]["files"][0]["recordings"] == 6
+    assert Recipe.load(tmp_path / "out/recipe.yaml") == made
+
+
+def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    data = shards(tmp_path / "data")
+    whole = recipe({"max_steps": 8, "save_steps": 5, "accumulation": 2})
+    train(Run(whole, [data], tmp_path / "whole"))
+    broken = tmp_path / "broken"
+    (tmp_path / "whole/checkpoint-5").rename(tmp_path / "kept")
+    broken.mkdir()
+    (tmp_path / "kept").rename(broken / "checkpoint-5")
+    train(Run(whole, [data], broken, resume=True))
+    one, other = weights(tmp_path / "whole"), weights(broken)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert [entry["loss"] for entry in history(broken, 8) if "loss" in entry] == [
+        entry["loss"] for entry in history(tmp_path / "whole", 8) if "loss" in entry
+    ]
+
+
+def test_a_folder_with_checkpoints_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "out/checkpoint-3").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="resume"):
+        train(Run(recipe(), [shards(tmp_path / "data")], tmp_path / "out"))
+
+
+def test_pretraining_goes_before_fine_tuning(tmp_path: Path) -> None:
+    single, pairs = shards(tmp_path / "single", channels=1), shards(tmp_path / "pairs")
+    train(Run(recipe(), [single], tmp_path / "first", stage="pretrain"))
+    model = ModelRecipe(checkpoint=str(tmp_path / "first"), settings={"user_loss_weight": 0.5})
+    train(Run(recipe({"max_steps": 1}, model=model), [pairs], tmp_path / "second"))
+    assert load(tmp_path / "second").config.user_loss_weight == 0.5
+    with pytest.raises(ChannelCountError, match="--channels 2"):
+        train(Run(recipe(), [single], tmp_path / "third"))
+    with pytest.raises(ChannelCountError, match="--channels 1"):
+        train(Run(recipe(), [pairs], tmp_path / "third", stage="pretrain"))
+
+
+def test_lora_trains_adapters_and_leaves_an_ordinary_checkpoint(tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="LoRA needs peft")
+    data = shards(tmp_path / "data")
+    train(Run(recipe(), [data], tmp_path / "base"))
+    made = recipe(
+        {"max_steps": 3, "weight_decay": 0.0},
+        model=ModelRecipe(checkpoint=str(tmp_path / "base")),
+        lora=LoraRecipe(rank=2),
+    )
+    train(Run(made, [data], tmp_path / "adapted"))
+    before, after = weights(tmp_path / "base"), weights(tmp_path / "adapted")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("q_proj" in name for name in changed)
+    assert {"model.embed_tokens.weight", "lm_head.weight"} <= changed
+    assert not any("norm" in name for name in changed)
+    load(tmp_path / "adapted")
+
+
+def test_a_checkpoint_of_another_vocabulary_or_architecture_is_refused(tmp_path: Path) -> None:
+    tiny.model().save_pretrained(tmp_path / "dual")
+    of = ModelRecipe(checkpoint=str(tmp_path / "dual"))
+    with pytest.raises(VocabularyError, match="codebook_size is 11, not 12"):
+        make_model(recipe(model=of), dataclasses.replace(PAIRS, codebook_size=12))
+    with pytest.raises(ArchitectureError, match="dual_gpt"):
+        make_model(recipe(model=ModelRecipe(architecture="dual_gpt")), PAIRS)
+    with pytest.raises(ConfigError, match="join"):
+        make_model(recipe(model=ModelRecipe(settings={"join": "glue"})), PAIRS)
+
+
+def test_shipped_recipes_are_read() -> None:
+    tiny_recipe = Recipe.load(CONFIGS / "tiny.yaml", ["train.rows=3", "train.max_minutes=1e-1"])
+    assert (tiny_recipe.train.rows, tiny_recipe.train.max_minutes) == (3, 0.1)
+    assert make_model(tiny_recipe, PAIRS).config.join == "sum"
+    published = Recipe.load(CONFIGS / "ntpp-8b.yaml")
+    assert (published.train.learning_rate, published.train.end_learning_rate) == (4e-4, 4e-6)
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("train.rows", "section.name=value"),
+        ("train.colour=3", "train knows no colour"),
+        ("train.rows=many", "train.rows='many'"),
+        ("train.rows=0", "at least 1"),
+        ("train.schedule=sine", "cosine"),
+        ("train.max_minutes=0", "max_steps, max_epochs or max_minutes"),
+        ("data.user_token_noise=1.5", "a share"),
+        ("colours.red=1", "the recipe knows no colours"),
+        ("train.betas=[0.9]", "two numbers"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(override: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        Recipe.load(CONFIGS / "tiny.yaml", [override])
+
+
+def test_schedules() -> None:
+    def of(kind: str, **limits: Any) -> Schedule:
+        made = TrainRecipe(
+            learning_rate=1.0,
+            end_learning_rate=0.1,
+            schedule=kind,
+            warmup_steps=4,
+            **limits,
+        )
+        return Schedule(made, limits.get("max_steps", 2**40))
+
+    cosine = of("cosine", max_steps=100)
+    assert cosine(0) == pytest.approx(0.2, abs=1e-3)
+    assert cosine(50) == pytest.approx(0.55)
+    assert cosine(100) == pytest.approx(0.1)
+    assert of("linear", max_steps=100)(25) == pytest.approx(0.775)
+    assert of("constant", max_steps=100)(99) == 1.0
+
+    on_clock = of("linear", max_minutes=1.0)
+    for now_s in (1000.0, 1015.0, 1030.0):
+        on_clock.tick(now_s)
+    assert on_clock(9) == pytest.approx(0.55)
+    again = of("linear", max_minutes=1.0)
+    again.__dict__.update(on_clock.__dict__)  # as LambdaLR does when a run is resumed
+    again.looked_s = None
+    for now_s in (5.0, 20.0):
+        again.tick(now_s)
+    assert again.progress(10) == pytest.approx(0.75)
+
+
+def test_a_run_on_the_clock_ends_with_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = iter(range(0, 1000, 20))
+    monkeypatch.setattr("models.parrot.trainer.time.monotonic", lambda: float(next(ticks)))
+    made = recipe({"max_steps": 0, "max_minutes": 1.0})
+    train(Run(made, [shards(tmp_path / "data")], tmp_path / "out"))
+    assert [p.name for p in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
+    last = history(tmp_path / "out", 3)[-1]
+    assert (last["progress"], last["minutes"]) == (1.0, 1.0)
+
+
+def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, out = shards(tmp_path / "data"), tmp_path / "out"
+    path = tmp_path / "small.yaml"
+    path.write_text(recipe({"max_steps": 1}).dump())
+    common = ["finetune", "--input_data", str(data), "--output_dir", str(out)]
+    monkeypatch.setattr(sys, "argv", [*common, "--config", str(path), "train.rows=3"])
+    main("finetune", "tiny", "")
+    monkeypatch.setattr(sys, "argv", [*common, "--resume", "train.max_steps=2"])
+    main("finetune", "tiny", "")
+    assert Recipe.load(out / "recipe.yaml") == recipe({"max_steps": 2, "rows": 3})
+    assert (out / "checkpoint-2").is_dir()
+    monkeypatch.setattr(sys, "argv", [*common, "--config", "nowhere.yaml"])
+    with pytest.raises(SystemExit, match=r"finetune: nowhere\.yaml"):
+        main("finetune", "tiny", "")

@@ -28,7 +28,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from models.common.errors import ConfigError, FrameLengthError
 from models.common.units import FRAME_SAMPLES, RATE_HZ, HubertFeatures, Window, nearest

@@ -23,7 +23,7 @@ from models.common.causal import CausalConv, History, Residual
 from models.common.errors import ArchitectureError
 from models.common.harmonic import HarmonicVocoder
 from models.common.mel import LogMel
-from models.common.pitch import Periodicity
+from models.common.pitch import PitchMotion
 from models.common.tokens import RowState, TokenizerBase
 
 CONFIG, WEIGHTS = "codec.json", "codec.safetensors"
@@ -40,7 +40,6 @@ class CodecConfig:
     width: int = 160  # at the rate of frames
     fast_width: int = 96  # at the rate of hops
     mel_bands: int = 80
-    lags: int = 48  # of the autocorrelation, from 60 to 400 Hz
     phonemes: int = 0  # classes of the training-time head; 0: none
     rate_hz: int = 16_000
     hop_samples: int = 160
@@ -77,9 +76,10 @@ class Quantiser(nn.Module):
         self.register_buffer("powers", torch.tensor(powers), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[R, Q, F] -> values in -1..1 [R, Q, F], gradient passed straight, and codes [R, F]"""
+        """Of what `norm` gave: [R, Q, F] -> values in -1..1 [R, Q, F], gradient passed straight,
+        and codes [R, F]"""
         half = (self.sizes[:, None] - 1) / 2
-        place = (torch.tanh(self.norm(x) * 0.8) + 1) * half  # 0..size - 1
+        place = (torch.tanh(x * 0.8) + 1) * half  # 0..size - 1
         digits = place.round()
         values = (place + (digits - place).detach()) / half - 1
         return values, (digits.long() * self.powers[:, None]).sum(1)
@@ -107,8 +107,8 @@ class TinyCodec(nn.Module, TokenizerBase):
         per_frame, bands = config.hops_per_frame, config.mel_bands
         wide, slim = config.width, config.fast_width
         self.log_mel = LogMel(config.rate_hz, config.hop_samples, 400, bands)
-        self.periodicity = Periodicity(config.rate_hz, config.hop_samples, config.lags, 60, 400)
-        self.inlet = CausalConv(bands + config.lags, slim, 5)
+        self.motion = PitchMotion(config.rate_hz, config.hop_samples)
+        self.inlet = CausalConv(bands + self.motion.features, slim, 5)
         self.fast = nn.ModuleList(Residual(slim, dilation) for dilation in (1, 2, 4))
         self.down = nn.Conv1d(slim, wide, per_frame, stride=per_frame)
         self.slow = nn.ModuleList(Residual(wide, dilation) for dilation in (1, 2, 4))
@@ -122,22 +122,27 @@ class TinyCodec(nn.Module, TokenizerBase):
         self.to_phoneme = nn.Conv1d(slim, config.phonemes, 1) if config.phonemes else None
         self.vocoder = HarmonicVocoder(config.rate_hz, config.hop_samples, bands)
 
-    # Training goes through these two.
+    # Training goes through these.
 
-    def quantise(self, samples: Tensor, history: History | None = None) -> tuple[Tensor, Tensor]:
-        """[R, T] -> values [R, Q, F] and codes [R, F]
+    def numbers(self, samples: Tensor, history: History | None = None) -> Tensor:
+        """[R, T] -> what is to be quantised, [R, Q, F]
 
-        The last number is taught to tell, where a stretch of speech ends, whether its tone falls.
+        The last one is taught to tell, where a stretch of speech ends, whether its tone falls.
         """
         mel = (self.log_mel(samples, history) - MEL_MEAN) / MEL_SCALE  # [R, M, bands]
-        heard = torch.cat((mel, self.periodicity(samples, history)), dim=-1)
+        heard = torch.cat((mel, self.motion(samples, history)), dim=-1)
         x = self.inlet(heard.mT, history)
         for layer in self.fast:
             x = layer(x, history)
         x = self.down(nn.functional.gelu(x))  # [R, W, M] -> [R, W, F]
         for layer in self.slow:
             x = layer(x, history)
-        values, codes = self.quantiser(self.to_code(nn.functional.gelu(x)))
+        normed: Tensor = self.quantiser.norm(self.to_code(nn.functional.gelu(x)))
+        return normed
+
+    def quantise(self, samples: Tensor, history: History | None = None) -> tuple[Tensor, Tensor]:
+        """[R, T] -> values [R, Q, F] and codes [R, F]"""
+        values, codes = self.quantiser(self.numbers(samples, history))
         return values, codes
 
     def speak(self, values: Tensor, history: History | None = None) -> Spoken:

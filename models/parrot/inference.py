@@ -73,7 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top_k", type=int, default=0)
     parser.add_argument("--top_p", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--memory_frames", type=int, help="how far back it looks at most")
+    parser.add_argument("--memory_frames", type=int, help="how far back it looks; as trained")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0: as torch chooses")
 
 
@@ -83,7 +83,7 @@ def make_engine(model: DualChannelModel, rows: int, given: argparse.Namespace) -
         torch.set_num_threads(given.threads)
     memory = None
     if given.memory_frames:
-        memory = Memory(given.memory_frames, given.memory_frames // 2)
+        memory = Memory(given.memory_frames)
     sampling = Sampling(given.temperature, given.top_k, given.top_p)
     return TorchEngine(model, rows, memory=memory, sampling=sampling)
 

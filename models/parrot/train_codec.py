@@ -3,7 +3,8 @@
 In one run and one clock: the encoder and decoder learn to turn any voice into the agent's, the
 vocoder learns the agent's sound. The decoder's targets are mel frames, pitch and voicing; a head
 that is used in training only asks which phoneme it is; and one of the quantised numbers is to tell
-whether the speech that has just ended fell or goes on. Writes a log, what it ran with, and the codec.
+whether the speech that has just ended fell or goes on. Writes a log, what it ran with, and the
+codec.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.common.harmonic import spectral_loss
 from models.common.pitch import track_pitch
 from models.parrot import domain
-from models.parrot.codec import VOCODER_HOPS, CodecConfig, TinyCodec
+from models.parrot.codec import VOCODER_HOPS, WEIGHTS, CodecConfig, TinyCodec
 from models.parrot.pairs import (
     ENDS,
     HIGHEST_HZ,
@@ -43,8 +45,8 @@ from models.parrot.synthesis import RATE_HZ, Synthesizer
 
 PHONEMES = 96
 """Room for all that the voices use; eSpeak's English ones come to about 70."""
-PHONEME_SHARE, PITCH_SHARE, TONE_SHARE = 0.3, 1.5, 0.5
-TONE_STEEPNESS = 3.0
+PHONEME_SHARE, PITCH_SHARE, TONE_SHARE = 0.3, 1.5, 0.7
+TONE_STEEPNESS = 2.0
 CLEAN_SHARE = 0.2
 CLIP_HOPS = 64
 
@@ -165,8 +167,9 @@ class Losses:
 
 def codec_losses(codec: TinyCodec, batch: Batch) -> Losses:
     """The targets stand later than the speech by both latencies, less the vocoder's part."""
-    values, _ = codec.quantise(batch.speech)
-    of_tone, tone_hits = _tone_loss(values[:, -1], batch.tones, codec.encode_latency_frames)
+    numbers = codec.numbers(batch.speech)
+    of_tone, tone_hits = _tone_loss(numbers[:, -1], batch.tones, codec.encode_latency_frames)
+    values, _ = codec.quantiser(numbers)
     spoken = codec.speak(values)
     late = _late_hops(codec) - VOCODER_HOPS
     made = slice(late, None)
@@ -189,22 +192,23 @@ def codec_losses(codec: TinyCodec, batch: Batch) -> Losses:
     return Losses(total, mel.detach(), hits, tone_hits)
 
 
-def _tone_loss(values: Tensor, tones: Tensor, late_frames: int) -> tuple[Tensor, Tensor]:
-    """Of the last number [B, F] as a verdict on the tone [B, M]; and the share that is right."""
-    per_frame = tones.shape[1] // values.shape[1]
+def _tone_loss(numbers: Tensor, tones: Tensor, late_frames: int) -> tuple[Tensor, Tensor]:
+    """Of a number [B, F] before it is rounded (after it, nothing was learnt) as a verdict on the
+    tone [B, M]; and the share that is right."""
+    per_frame = tones.shape[1] // numbers.shape[1]
     target = tones[:, per_frame // 2 :: per_frame]  # [B, F]
-    values, target = values[:, late_frames:], target[:, : target.shape[1] - late_frames]
+    numbers, target = numbers[:, late_frames:], target[:, : target.shape[1] - late_frames]
     toned = target > NO_TONE
     falls = (target == ENDS).float()
-    loss = F.binary_cross_entropy_with_logits(TONE_STEEPNESS * values, falls, reduction="none")
+    loss = F.binary_cross_entropy_with_logits(TONE_STEEPNESS * numbers, falls, reduction="none")
     count = toned.sum().clamp(min=1)
-    hits = ((values > 0) == (falls > 0)) & toned
+    hits = ((numbers > 0) == (falls > 0)) & toned
     return (loss * toned).sum() / count, hits.sum() / count
 
 
 def begin_from(folder: Path, codec: TinyCodec) -> None:
     """Takes the weights of another codec; quantised numbers that it lacks begin at random."""
-    for name, weight in TinyCodec.load(folder).state_dict().items():
+    for name, weight in load_file(folder / WEIGHTS).items():
         target = codec.state_dict()[name]
         target[tuple(slice(size) for size in weight.shape)] = weight
 

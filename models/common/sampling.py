@@ -1,0 +1,69 @@
+"""Drawing one of K ids from logits, on the device and without a look at the host.
+
+R rows, D draws per row, K ids. The noise is a function of a row's seed and of how many draws the
+row has made, by integer arithmetic alone: a session hears the same whatever rows run beside it, on
+any device, and a captured graph needs no generator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.common.errors import ConfigError
+
+WORD = 0xFFFFFFFF
+"""32 bits, held in 64 signed ones so that a product with a constant below 2^31 doesn't overflow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Temperature 0 takes the likeliest id. Raises `ConfigError`."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    """Only the k likeliest ids; 0 for all."""
+    top_p: float = 1.0
+    """Only the likeliest ids that together reach this probability, after `top_k`."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ConfigError(f"temperature={self.temperature}: must not be negative")
+        if self.top_k < 0:
+            raise ConfigError(f"top_k={self.top_k}: must not be negative")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p={self.top_p}: must be above 0 and at most 1")
+
+
+def sample(logits: Tensor, sampling: Sampling, seeds: Tensor, draws: Tensor) -> Tensor:
+    """[R, D, K] -> [R, D]. `seeds` and `draws` are [R] int64: which sequence, and how far in it."""
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    scores = logits.float() / sampling.temperature
+    noise = gumbel(seeds, draws, scores.shape[1:])
+    if not sampling.top_k and sampling.top_p == 1:
+        return (scores + noise).argmax(-1)
+    count = min(sampling.top_k or scores.shape[-1], scores.shape[-1])
+    scores, ids = scores.topk(count)  # [R, D, count], the likeliest first
+    before = scores.softmax(-1).cumsum(-1) - scores.softmax(-1)  # of the likelier ones
+    scores = scores.masked_fill(before >= sampling.top_p, -torch.inf)
+    best = (scores + noise[..., :count]).argmax(-1, keepdim=True)
+    return ids.gather(-1, best)[..., 0]
+
+
+def gumbel(seeds: Tensor, draws: Tensor, shape: torch.Size) -> Tensor:
+    """Noise that makes an argmax of log probabilities a draw. [R], [R] -> [R, *shape]"""
+    index = torch.arange(shape.numel(), device=seeds.device).view(shape)
+    rows = _mix(_mix(seeds & WORD) ^ (draws & WORD)).view(-1, *[1] * len(shape))
+    bits = _mix(_mix(rows + 0x9E3779B9 & WORD) ^ index)
+    uniform = ((bits >> 9).float() + 0.5) / 2**23  # 23 bits: exact in float32, never 0 or 1
+    return -torch.log(-torch.log(uniform))
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A 32-bit integer hash: xor-shift and multiply, each bit of x turning half of the result's."""
+    x = (x ^ x >> 16) * 0x21F0AAAD & WORD
+    x = (x ^ x >> 15) * 0x735A2D97 & WORD
+    return x ^ x >> 15

@@ -1,0 +1,84 @@
+"""Draws follow the distribution, the limits hold, and a row hears the same in any company."""
+
+import pytest
+
+pytest.importorskip("torch", reason="models need torch")
+
+import torch
+from torch import Tensor
+
+from models.common.errors import ConfigError
+from models.common.sampling import Sampling, gumbel, sample
+
+ROWS = 20_000
+LOGITS = torch.tensor([2.0, 0.0, 1.0, -1.0, 0.5])
+
+
+def frequencies(sampling: Sampling, rows: int = ROWS) -> Tensor:
+    """How often each id comes, over as many seeds. [K]"""
+    drawn = sample(
+        LOGITS.expand(rows, 1, -1), sampling, torch.arange(rows), torch.zeros(rows).long()
+    )
+    return torch.bincount(drawn[:, 0], minlength=LOGITS.numel()) / rows
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    """Within four standard errors."""
+    error = (wanted * (1 - wanted) / ROWS).sqrt()
+    assert ((found - wanted).abs() <= 4 * error).all(), (found, wanted)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_draws_follow_the_softmax(temperature: float) -> None:
+    close(frequencies(Sampling(temperature)), (LOGITS / temperature).softmax(-1))
+
+
+def test_the_draws_of_one_session_follow_it_too() -> None:
+    draws = torch.arange(ROWS)
+    drawn = sample(LOGITS.expand(ROWS, 1, -1), Sampling(1.0), torch.full((ROWS,), 7), draws)
+    close(torch.bincount(drawn[:, 0], minlength=5) / ROWS, LOGITS.softmax(-1))
+
+
+def test_top_k_takes_the_likeliest() -> None:
+    best = torch.tensor([True, False, True, False, False])
+    close(frequencies(Sampling(1.0, top_k=2)), LOGITS.masked_fill(~best, -torch.inf).softmax(-1))
+    close(frequencies(Sampling(1.0, top_k=99)), LOGITS.softmax(-1))
+
+
+def test_top_p_takes_as_few_as_reach_it() -> None:
+    first, second = LOGITS.softmax(-1)[[0, 2]].tolist()
+    assert frequencies(Sampling(1.0, top_p=first - 0.01))[0] == 1
+    two = frequencies(Sampling(1.0, top_p=first + 0.01))
+    assert (two > 0).tolist() == [True, False, True, False, False]
+    assert frequencies(Sampling(1.0, top_p=first + second + 0.01)).count_nonzero() == 3
+
+
+def test_no_temperature_takes_the_likeliest() -> None:
+    assert frequencies(Sampling(), rows=10)[0] == 1
+
+
+def test_a_row_draws_the_same_in_any_company() -> None:
+    logits = torch.randn(6, 3, 50)
+    seeds, draws = torch.tensor([5, 9, 2**40 + 5, 0, -1, 5]), torch.tensor([0, 3, 0, 1, 2, 1])
+    together = sample(logits, Sampling(1.0, 20, 0.9), seeds, draws)
+    for row in range(6):
+        one = slice(row, row + 1)
+        alone = sample(logits[one], Sampling(1.0, 20, 0.9), seeds[one], draws[one])
+        assert torch.equal(alone, together[one])
+
+
+def test_seeds_draws_and_places_have_noise_of_their_own() -> None:
+    seeds, draws = torch.meshgrid(torch.arange(30), torch.arange(30), indexing="ij")
+    noise = gumbel(seeds.flatten(), draws.flatten(), torch.Size([2, 40]))
+    assert noise.isfinite().all()
+    assert noise.unique().numel() > 0.99 * noise.numel()
+    correlation = torch.corrcoef(noise.flatten(1)[:80])
+    assert (correlation - torch.eye(80)).abs().max() < 0.6  # 80 places: 5.4 standard errors
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -0.1}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}]
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Sampling(**wrong)  # type: ignore[arg-type]

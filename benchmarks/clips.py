@@ -261,7 +261,7 @@ class Studio:
         pause_s = self.random.uniform(*PAUSE_S)
         if kind == "plain" or not breaks:
             speech = trimmed(self._say(speaker, sentence(words)))
-            return self._in_room(name, kind, speech, text, speaker.voice)
+            return self.in_room(name, kind, speech, text, speaker.voice)
         at = self.random.choice(commas if kind == "phrase" and commas else breaks)
         before = " ".join(words[:at])
         if kind == "parts":
@@ -272,7 +272,7 @@ class Studio:
             if kind == "phrase":
                 words = [*words[: at - 1], words[at - 1].rstrip(",") + ",", *words[at:]]
             speech = self._split(speaker, words, at, pause_s)
-        clip = self._in_room(name, kind, speech, text, speaker.voice)
+        clip = self.in_room(name, kind, speech, text, speaker.voice)
         pauses = tuple(
             dataclasses.replace(pause, text_before=before)
             if abs(pause.duration_s - pause_s) < 2 * FRAME_SAMPLES / RATE_HZ
@@ -285,19 +285,19 @@ class Studio:
         speaker = self.speaker()
         text = self.random.choice(INTERRUPTIONS)
         speech = trimmed(self._say(speaker, text))
-        return self._in_room(name, "speech", speech, text, speaker.voice)
+        return self.in_room(name, "speech", speech, text, speaker.voice)
 
     def noise(self, name: str, index: int) -> Clip:
         """A cough, a knock or "mm-hm", in turn."""
         if index % 3 == 2:
             speaker = self.speaker()
             hum = trimmed(self._say(speaker, "[[m'mh'Vm]]"))
-            return self._in_room(name, "noise", hum, "", speaker.voice)
+            return self.in_room(name, "noise", hum, "", speaker.voice)
         bursts = 2 if index % 3 == 0 else 1
         duration = RATE_HZ * (0.12 if index % 3 == 0 else 0.05)
         decay = np.exp(-np.arange(int(RATE_HZ * 0.2)) / (duration / 2))
         parts = [decay * noise(self._rng, len(decay)) for _ in range(bursts)]
-        return self._in_room(name, "noise", np.concatenate(parts), "", "")
+        return self.in_room(name, "noise", np.concatenate(parts), "", "")
 
     def _say(self, speaker: Speaker, text: str) -> Samples:
         return self._synthesizer.say(speaker, text)[0]
@@ -313,7 +313,7 @@ class Studio:
         cut = lo + int(np.argmin(power))
         return joined(trimmed(speech[:cut]), trimmed(speech[cut:]), pause_s)
 
-    def _in_room(self, name: str, kind: Kind, speech: Samples, text: str, voice: str) -> Clip:
+    def in_room(self, name: str, kind: Kind, speech: Samples, text: str, voice: str) -> Clip:
         """Level -34 to -16 dB full scale, noise 20 to 45 dB below the speech, a little echo."""
         level = 10 ** (self.random.uniform(-34, -16) / 20)
         speech = np.float32(level / np.sqrt(np.mean(np.square(speech)))) * speech
@@ -325,7 +325,7 @@ class Studio:
         echo = self._rng.standard_normal(RATE_HZ // 5) * np.exp(-np.arange(RATE_HZ // 5) / 700.0)
         echo *= self.random.uniform(0.0, 0.2) / np.sqrt(np.sum(np.square(echo)))
         echo[0] = 1.0
-        wet = np.convolve(clip.samples, echo)[: len(clip.samples)]
+        wet = filtered(clip.samples, echo)
         mixed = np.clip(wet + floor * noise(self._rng, len(wet)), -1.0, 1.0)
         return dataclasses.replace(clip, samples=mixed.astype(np.float32))
 
@@ -346,6 +346,13 @@ def parse(marked: str) -> tuple[list[str], list[int]]:
 
 def sentence(words: Sequence[str]) -> str:
     return " ".join(words).rstrip(",") + ("?" if words[0] in ASKING else ".")
+
+
+def filtered(samples: Samples, response: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """[T] through a causal filter: their convolution, cut to [T]."""
+    size = 1 << (len(samples) + len(response) - 2).bit_length()
+    spectrum = np.fft.rfft(samples, size) * np.fft.rfft(response, size)
+    return np.fft.irfft(spectrum, size)[: len(samples)]
 
 
 def joined(first: Samples, second: Samples, pause_s: float) -> Samples:

@@ -7,6 +7,9 @@ recogniser as far as 100 ms into each pause and each end, and counts what the po
 `benchmarks.phrases`, every second phrase in every second voice (the rest is what the table
 measures), once with the recogniser's text and once with the true text, because the recogniser
 hears people far better than it hears eSpeak.
+
+`--smart_turn FILE` adds the same with a Smart Turn model, and how well each tells the ends from the
+pauses by itself: the area under the curve, 0.5 by chance.
 """
 
 from __future__ import annotations
@@ -27,9 +30,19 @@ from handlers.audio import Resampler, to_pcm16
 from handlers.messages import EAR_RATE_HZ, RATE_HZ, Samples
 from handlers.stt.decoding import Decoding, load
 from handlers.stt.pocketsphinx import PocketSphinxOptions
+from handlers.turn.log_mel import INPUT_SAMPLES
+from handlers.turn.smart_turn import SmartTurnModel
 from handlers.vad.prosody import ProsodyTracker
 from handlers.vad.silero import CONTEXT_SAMPLES, STATE_SIZE, WINDOW_SAMPLES, SileroModel
-from server.endpointing import VOICE_FEATURES, Cues, Features, LevelGate, TextPolicy, features
+from server.endpointing import (
+    VOICE_FEATURES,
+    Cues,
+    Features,
+    LevelGate,
+    TextPolicy,
+    features,
+    score,
+)
 from server.turns import TurnSettings
 
 WINDOW_S = WINDOW_SAMPLES / EAR_RATE_HZ
@@ -56,9 +69,13 @@ class Moment:
 
 
 class Listener:
-    """The server's voice detector, prosody tracker and recogniser, one clip at a time."""
+    """The server's voice detector, prosody tracker, recogniser and, if there is one, turn model.
 
-    def __init__(self) -> None:
+    One clip at a time.
+    """
+
+    def __init__(self, turn_model: SmartTurnModel | None = None) -> None:
+        self._turn_model = turn_model
         self._silero = SileroModel()
         decoder = load(PocketSphinxOptions().decoder_config())
         self._lm, self._logmath = decoder.get_lm(), decoder.get_logmath()
@@ -70,7 +87,7 @@ class Listener:
         breaks = [(p.start_sample, p.text_before, p.duration_s) for p in clip.inner_pauses]
         tracker = ProsodyTracker()
         self._decoding.reset()
-        done = max(0, int((clip.onset_sample / RATE_HZ - LOOK_BACK_S) / WINDOW_S))
+        first = done = max(0, int((clip.onset_sample / RATE_HZ - LOOK_BACK_S) / WINDOW_S))
         voiced_ms = 0.0
         for at_sample, text, pause_s in (*breaks, (clip.last_voiced_sample, clip.text, None)):
             due = int((at_sample / RATE_HZ + SOFT_END_S) / WINDOW_S)
@@ -81,8 +98,18 @@ class Listener:
                 voiced_ms += 1000 * WINDOW_S * (gated[w] >= VOICED)
             done = due
             heard, end = self._decoding.conclude()
-            cues = Cues(heard, None if math.isnan(end) else end, tracker.describe(), voiced_ms)
+            complete = self._complete(audio[first * WINDOW_SAMPLES : done * WINDOW_SAMPLES])
+            probability = None if math.isnan(end) else end
+            cues = Cues(heard, probability, tracker.describe(), voiced_ms, complete)
             yield Moment(clip.name, cues, self._with_truth(cues, text), pause_s)
+
+    def _complete(self, turn: Samples) -> float | None:
+        if self._turn_model is None:
+            return None
+        audio = np.zeros((1, INPUT_SAMPLES), np.float32)
+        latest = turn[-INPUT_SAMPLES:]
+        audio[0, INPUT_SAMPLES - len(latest) :] = latest
+        return float(self._turn_model(audio)[0])
 
     def _with_truth(self, cues: Cues, text: str) -> Cues | None:
         """The cues of a recogniser that makes no mistakes."""
@@ -115,13 +142,20 @@ def table(name: str, moments: Sequence[Moment], policy: Policy) -> str:
     cut = np.mean([hold_ms < pause_ms for hold_ms, pause_ms in pauses]) if pauses else 0.0
     fast, middle = np.mean(ends <= 300), np.mean(ends <= 700)
     return (
-        f"{name:26} {len(ends):5} {fast:8.0%} {middle:8.0%} {np.mean(ends > LATE_MS):8.1%}"
+        f"{name:34} {len(ends):5} {fast:8.0%} {middle:8.0%} {np.mean(ends > LATE_MS):8.1%}"
         f" {np.median(ends):8.0f} {len(pauses):7} {cut:6.1%}"
     )
 
 
+def area(moments: Sequence[Moment], value: Callable[[Cues], float]) -> float:
+    """The chance that an end has a higher value than a pause."""
+    ends = np.array([value(m.cues) for m in moments if m.pause_s is None])[:, None]
+    pauses = np.array([value(m.cues) for m in moments if m.pause_s is not None])
+    return float(np.mean((ends > pauses) + 0.5 * (ends == pauses)))
+
+
 HEADER = (
-    f"{'':26} {'ends':>5} {'<=300':>8} {'<=700':>8} {'>900':>8} {'median':>8} {'pauses':>7}  cut"
+    f"{'':34} {'ends':>5} {'<=300':>8} {'<=700':>8} {'>900':>8} {'median':>8} {'pauses':>7}  cut"
 )
 
 
@@ -145,26 +179,39 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=202)
     parser.add_argument("--count", type=int, default=120, help="turns")
     parser.add_argument("--recordings", type=Path, help="folder of 16-bit mono WAV files")
+    parser.add_argument("--smart_turn", type=Path, help="a Smart Turn v3 model (ONNX)")
     parser.add_argument("--fit", action="store_true", help="fit the weights and print them")
     options = parser.parse_args()
     half = 0 if options.fit else 1
     clips = make_clips(
         options.seed, options.count, phrases=TURNS[half::2], variants=VARIANTS[half::2], tail_s=0.2
     )
-    listener = Listener()
+    listener = Listener(SmartTurnModel(options.smart_turn) if options.smart_turn else None)
     moments = [moment for clip in clips for moment in listener.moments(clip)]
     if options.fit:
         print(*fit(moments), sep="\n")
         return
-    policy = TextPolicy().hold_ms
     print(HEADER)
-    print(table("recognised", moments, policy))
+    report("recognised", moments)
     mute = [_with(m, dataclasses.replace(m.cues, prosody=None)) for m in moments]
-    print(table("recognised, no prosody", mute, policy))
-    print(table("true words", [_with(m, m.true_cues) for m in moments if m.true_cues], policy))
+    report("recognised, no prosody", mute)
+    report("true words", [_with(m, m.true_cues) for m in moments if m.true_cues])
     if options.recordings:
         recorded = recorded_clips(options.recordings, tail_s=0.2)
-        print(table("recorded", [m for c in recorded for m in listener.moments(c)], policy))
+        report("recorded", [m for c in recorded for m in listener.moments(c)])
+    if options.smart_turn:
+        words = area(moments, lambda cues: score(cues)[0])
+        model = area(moments, lambda cues: cues.complete or 0.0)
+        print(f"area under the curve: words and voice {words:.2f}, turn model {model:.2f}")
+
+
+def report(name: str, moments: Sequence[Moment]) -> None:
+    """The table's lines for the policy without and, where its cue is known, with a turn model."""
+    policy = TextPolicy().hold_ms
+    without = [_with(m, dataclasses.replace(m.cues, complete=None)) for m in moments]
+    print(table(name, without, policy))
+    if any(m.cues.complete is not None for m in moments):
+        print(table(f"{name}, turn model", moments, policy))
 
 
 def _with(moment: Moment, cues: Cues | None) -> Moment:

@@ -39,6 +39,7 @@ from benchmarks.report import (
 from benchmarks.scenes import Scene, interruption, one_after_another, turn
 from benchmarks.score import STAGES, Scores
 from benchmarks.server_process import CpuMeter, Metrics, Server, ServerFailed, running, server_at
+from benchmarks.stub_models import stubbed
 from client.realtime import Realtime, RealtimeError
 
 PROMPTS = ("tell me a story", "what can you do", "count from one to twenty")
@@ -196,6 +197,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--json", type=Path, help="write all figures there")
     add("--picture", type=Path, help="draw them there (PNG)")
     add("--record", type=Path, help="folder for two-channel recordings of all sessions")
+    add("--remote_stubs", action="store_true", help="have it use benchmarks.stub_models")
     add("--server_log", type=Path, help="file for the started server's output")
     add("server", nargs="*", help="flags for the started server, after --")
     options = parser.parse_args(argv)
@@ -212,7 +214,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         if options.url:
             server = server_at(options.url)
         else:
-            server = stack.enter_context(running(options.server, options.server_log))
+            start = stubbed if options.remote_stubs else running
+            server = stack.enter_context(start(options.server, options.server_log))
         before, meter = server.metrics(), CpuMeter(server)
         scores = uvloop.run(hold_sessions(sessions, server, options))
         cpu = meter.read()

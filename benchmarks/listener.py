@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.clips import Clip
 from benchmarks.measure import AUDIBLE_DBFS, Heard, to_samples
+from client.conversation import interrupts
 from client.playback import PlaybackBuffer
 from client.realtime import AudioChunk, Realtime
 from handlers.audio import to_pcm16
@@ -161,6 +162,7 @@ class Conversation:
         self._played: dict[str, int] = {}  # per item, not reported yet
         self._cut_items: set[str] = set()  # JSON variant: what still comes of them is stale
         self._playing: str | None = None  # the item last heard
+        self._yields = True  # falls silent when told that the person speaks
         self._began_s: float | None = None
 
     # For scripts.
@@ -246,7 +248,9 @@ class Conversation:
             return
         self._note(Happened(item["type"], sample, item))
         match item["type"]:
-            case "input_audio_buffer.speech_started":
+            case "session.created" | "session.updated":
+                self._yields = interrupts(item)
+            case "input_audio_buffer.speech_started" if self._yields:
                 self._flush()
             case "response.created":
                 self.replying = True

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from benchmarks.duplex_report import Figures
     from benchmarks.listener import Trace
     from benchmarks.load import Point
     from benchmarks.score import Scores
@@ -162,6 +163,64 @@ def draw_load(points: Sequence[Point], path: Path) -> None:
         if each.get_legend_handles_labels()[0]:
             each.legend(loc="upper left")
     save(figure, path)
+
+
+def draw_duplex(document: Mapping[str, Any], path: Path) -> None:
+    """The report of `benchmarks.duplex`: rates, latencies, turn-taking against the data."""
+    figure, axes = new_figure(1, 3, 14.0, 4.4)
+    _draw_rates(axes[0, 0], document["figures"])
+    latencies = [
+        o.latency_ms
+        for o in document["outcomes"]
+        if o.task in ("turn", "question") and o.latency_ms is not None
+    ]
+    _draw_latencies(axes[0, 1], sorted(latencies))
+    _draw_turn_taking(axes[0, 2], document["figures"])
+    save(figure, path)
+
+
+def _draw_rates(axes: Axes, figures: Figures) -> None:
+    rows = [
+        ("pause: takeover", figures.pause_takeover, 0.10),
+        ("turn: takeover", figures.turn_takeover, 0.95),
+        ("interrupted: silent in 400 ms", figures.silent_in_time, 0.90),
+        ("interrupted: attended to", figures.attended, None),
+        ("questions right", figures.questions_right, 0.80),
+        ("long turn: takeover", figures.long_takeover, None),
+    ]
+    for place, (_, share, bar) in enumerate(reversed(rows)):
+        if share.rate is not None and share.interval is not None:
+            axes.barh(place, share.rate, color=PARLEY, height=0.6)
+            axes.plot(share.interval, (place, place), color=INK, linewidth=1.2)
+        if bar is not None:
+            axes.plot((bar, bar), (place - 0.4, place + 0.4), color=ALERT, linewidth=2)
+    axes.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
+    axes.set_xlim(0, 1.02)
+    axes.set_title("Share of trials, 95 % interval; red: the bar")
+
+
+def _draw_latencies(axes: Axes, latencies: Sequence[float]) -> None:
+    share = (np.arange(len(latencies)) + 1) / max(1, len(latencies))
+    axes.scatter(latencies, share, s=20, color=PERSON, zorder=3)
+    axes.axvline(500.0, color=ALERT, linewidth=1, linestyle="--")
+    axes.axvline(0.0, color=FAINT, linewidth=1)
+    axes.set_title("Last voiced sample → reply")
+    axes.set_xlabel("ms at the listener's ear")
+    axes.set_ylabel("share of turns")
+    axes.set_ylim(0, 1.05)
+
+
+def _draw_turn_taking(axes: Axes, figures: Figures) -> None:
+    names = ("ipu", "pause", "gap", "overlap")
+    both = (("data", figures.truth, FAINT), ("live", figures.live, PARLEY))
+    for offset, (label, found, colour) in zip((-0.2, 0.2), both, strict=True):
+        if found is not None:
+            counts = [getattr(found, name).count for name in names]
+            axes.bar(np.arange(len(names)) + offset, counts, 0.4, color=colour, label=label)
+    axes.set_xticks(range(len(names)), [name.upper() if name == "ipu" else name for name in names])
+    axes.set_title("Per minute, in the data's dialogues")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper right")
 
 
 def draw_conversation(trace: Trace, scores: Scores, path: Path) -> None:

@@ -64,13 +64,17 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(arguments: Sequence[str] = (), log: Path | None = None) -> Iterator[Server]:
+def running(
+    arguments: Sequence[str] = (), log: Path | None = None, module: str = "server"
+) -> Iterator[Server]:
     """`python -m server` with `arguments`, ready; stopped by SIGTERM at the end.
+
+    Another `module` takes `--host` and `--port` and answers at `/healthz` likewise.
 
     Raises `ServerFailed` when it is not ready in time.
     """
     port = free_port()
-    command = [sys.executable, "-m", "server", "--host", HOST, "--port", str(port), *arguments]
+    command = [sys.executable, "-m", module, "--host", HOST, "--port", str(port), *arguments]
     log_path = log or Path(os.devnull)
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("wb") as output:

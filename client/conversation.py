@@ -37,6 +37,7 @@ class Conversation:
         self._audible = asyncio.Event()
         self._events = 0
         self._speaking = False
+        self._yields = True  # to the person's speech; else the server alone decides
         self._responses: set[str] = set()
         self._cut_items: set[str] = set()  # plain variant: what still comes of them is stale
 
@@ -138,8 +139,11 @@ class Conversation:
     async def _handle(self, client: Realtime, event: Event) -> None:
         item_id = str(event.get("item_id", ""))
         match event["type"]:
+            case "session.created" | "session.updated":
+                self._yields = interrupts(event)
             case "input_audio_buffer.speech_started":
-                await self._interrupt(client)
+                if self._yields:
+                    await self._interrupt(client)
                 self._speaking = True
             case "input_audio_buffer.speech_stopped":
                 self._speaking = False
@@ -166,6 +170,14 @@ class Conversation:
                 self.transcript.parley_done()
             case "error":
                 self.transcript.notice(f"error: {_error(event)}")
+
+
+def interrupts(event: Event) -> bool:
+    """Whether speech of the person interrupts a reply, as the event's session has it."""
+    found: Any = event
+    for name in ("session", "audio", "input", "turn_detection"):
+        found = found.get(name) if isinstance(found, dict) else None
+    return not isinstance(found, dict) or found.get("interrupt_response") is not False
 
 
 def _text(event: Event, field: str) -> str:

@@ -23,6 +23,10 @@ class Overloaded(Exception):
     """A stage's inbox is full; the message was not taken."""
 
 
+class CannotServe(Exception):
+    """The server cannot be started as asked; `str()` of it is one line that says what is wrong."""
+
+
 class StageError(Exception):
     """A failure with a name for the client. `str()` of it must hold nothing the user said."""
 
@@ -53,6 +57,8 @@ class Handler(Generic[S]):
     A stage overrides `setup`, `handle` (one message) or `process` (a batch), and, if it keeps
     something per ticket, `open` and `close`. A stage with long-running rows sets `self.busy`;
     `process` is then called again, with an empty batch if nothing new waits, until it clears it.
+    A stage with a clock sets `self.due_s` (of `time.monotonic()`): `process` is then called at that
+    time and not before, with whatever waits, until it sets another time or None.
 
     An exception in `handle` becomes a `Failed` for that message's ticket; one in `process` for
     every ticket of the batch. Either way the thread goes on.
@@ -84,6 +90,7 @@ class Handler(Generic[S]):
         self._ready = threading.Event()
         self._broken: BaseException | None = None
         self.busy = False
+        self.due_s: float | None = None
 
     # What a stage overrides.
 
@@ -120,16 +127,16 @@ class Handler(Generic[S]):
             if len(self._inbox) >= self._limit:
                 raise Overloaded(f"{self.stage} has {self._limit} messages waiting")
             self._inbox.append((time.monotonic(), message))
-            self._wake.notify()
+            self._wake_up()
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name=self.stage, daemon=True)
         self._thread.start()
 
     def wait_ready(self, timeout_s: float) -> None:
-        """Block until `setup` is done. Raises what it raised, or `TimeoutError`."""
+        """Block until `setup` is done. Raises what it raised, or `CannotServe`."""
         if not self._ready.wait(timeout_s):
-            raise TimeoutError(f"{self.stage} was not ready after {timeout_s:.0f} s")
+            raise CannotServe(f"{self.stage} was not ready after {timeout_s:.0f} s")
         if self._broken is not None:
             raise self._broken
 
@@ -137,6 +144,9 @@ class Handler(Generic[S]):
         with self._wake:
             self._stopping = True
             self._wake.notify()
+        if not self._ready.is_set():  # still loading: whoever waits for that need wait no more
+            self._broken = CannotServe(f"{self.stage} was stopped while it loaded")
+            self._ready.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
 
@@ -170,6 +180,10 @@ class Handler(Generic[S]):
     def _depart(self, ticket: Ticket) -> None:
         with self._wake:
             self._departed.append(ticket)
+            self._wake_up()
+
+    def _wake_up(self) -> None:
+        if self.due_s is None:  # else nothing is served before
             self._wake.notify()
 
     def _failure(self, ticket: Ticket, error: Exception) -> Failed:
@@ -184,13 +198,19 @@ class Handler(Generic[S]):
     def _take(self) -> list[tuple[float, Message]] | None:
         """Everything that waits; None when the stage is to stop."""
         with self._wake:
-            while not (self._inbox or self._departed or self.busy or self._stopping):
-                self._wake.wait()
+            while not (self._stopping or self._is_time()):
+                early_s = None if self.due_s is None else self.due_s - time.monotonic()
+                self._wake.wait(early_s)
             if self._stopping:
                 return None
             taken = list(self._inbox)
             self._inbox.clear()
             return taken
+
+    def _is_time(self) -> bool:
+        if self.due_s is not None:
+            return time.monotonic() >= self.due_s
+        return bool(self._inbox or self._departed or self.busy)
 
     def _run(self) -> None:
         try:
@@ -210,7 +230,7 @@ class Handler(Generic[S]):
                 break
             started = time.monotonic()
             batch = self._live(taken, started)
-            if batch or self.busy:
+            if batch or self.busy or self.due_s is not None:
                 self._serve(batch)
                 self._observer.served(self.stage, time.monotonic() - started, len(batch))
             self._bury()

@@ -6,8 +6,9 @@ count the session's input clock: samples at `RATE_HZ` since the connection opene
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,7 @@ class Listen:
     ticket: Ticket
     utterance: Ticket
     start_sample: int
+    language: str | None = None  # what the client says is spoken, e.g. "de"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class Heard:
 
     ticket: Ticket
     samples: Samples  # [T] at EAR_RATE_HZ
+    language: str | None = None  # see `Listen`
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,19 @@ class Transcript:
     revision: int | None = None
     end_probability: float | None = None  # P(the sentence ends here | its last words)
     prosody: Prosody | None = None
+    heard: str | None = None  # for turn-taking, where a quicker recogniser's words serve; else text
+
+
+# turn model → session
+
+
+@dataclass(frozen=True, slots=True)
+class Completeness:
+    """What the sound of `Conclude`'s audio says; `ticket` is the utterance's."""
+
+    ticket: Ticket
+    revision: int
+    probability: float  # that the turn is complete
 
 
 # session → LM → session
@@ -133,24 +149,45 @@ UNINTELLIGIBLE = "[unintelligible]"
 
 
 @dataclass(frozen=True, slots=True)
+class ToolUse:
+    """A call of one of the client's functions; `arguments` is JSON if the LM keeps to it."""
+
+    call_id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_uses: tuple[ToolUse, ...] = ()  # an assistant's; each has its "tool" message behind it
+    call_id: str | None = None  # "tool": the call that `content` is the result of
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """`ticket` is the reply's."""
+    """`ticket` is the reply's. Tools are in the Realtime protocol's form."""
 
     ticket: Ticket
     messages: tuple[ChatMessage, ...]
     max_tokens: int | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()  # {"type": "function", "name", "description", ...}
+    tool_choice: Any = "auto"  # "auto", "none", "required" or {"type": "function", "name"}
 
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
     ticket: Ticket
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """The LM calls a function, be it in the middle of its text. The client runs it."""
+
+    ticket: Ticket
+    use: ToolUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +236,64 @@ class Spoken:
     index: int
 
 
+# the duplex brain: session → encoder → LM → decoder → session
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """From the next tick on this connection is in every tick, until its ticket dies."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """One frame of every session that takes part. `ticket` is the stages' own and never dies."""
+
+    ticket: Ticket
+    began_s: float
+    joined: tuple[tuple[Ticket, int], ...]  # from this tick on, in this row
+    left: tuple[Ticket, ...]  # before it; their rows may be among those of `joined`
+    frames: tuple[Frame, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A session's part of a tick."""
+
+    ticket: Ticket
+    number: int  # counts the session's frames, those that were skipped too
+    heard_sample: int  # end of what was heard of the person, by the input clock
+    codes: Any  # tensor [D]: the person's, and behind the LM the model's
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """The tick is over: the decoder tells the encoder."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Uttered:
+    """The model's frame `number`, silent or not. It belongs to the person's of that number."""
+
+    ticket: Ticket
+    number: int
+    heard_sample: int
+    samples: Samples  # [T] at RATE_HZ
+    level_db: float  # RMS in dB full scale
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """So much of the person's audio was passed over, to stay on time."""
+
+    ticket: Ticket
+    samples: int
+    reason: Literal["late", "overload"]  # it came late, or the ticks did
+
+
 # any handler → session
 
 
@@ -221,11 +316,18 @@ Message: TypeAlias = (
     | Heard
     | Conclude
     | Transcript
+    | Completeness
     | Ask
     | TextDelta
+    | ToolCall
     | TextDone
     | Say
     | Speech
     | Spoken
+    | Join
+    | Tick
+    | Ticked
+    | Uttered
+    | Skipped
     | Failed
 )

@@ -1,28 +1,65 @@
 """The one place that wires: which stages there are, how they are built and who feeds whom.
 
-session ──AudioIn, Listen, Finish──▶ ear (VAD) ──Heard, Conclude──▶ STT
+session ──AudioIn, Listen, Finish──▶ ear (VAD) ──Heard, Conclude──▶ STT, turn model
 session ──Ask──▶ LM        session ──Say──▶ TTS
 every stage ──results──▶ event loop ──▶ the ticket's session
+
+The duplex brain has the ear and STT beside it, and
+session ──Join, AudioIn──▶ encoder ──Tick──▶ LM ──Tick──▶ decoder ──Uttered──▶ session
+                             ▲──────────────Ticked───────────┘
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
+import logging
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from handlers.base import Handler, Observer
+from handlers.base import CannotServe, Handler, Observer, Overloaded, StageError
+from handlers.duplex.decoder import DuplexDecoder
+from handlers.duplex.encoder import DuplexEncoder
+from handlers.duplex.lm import DuplexModel
+from handlers.duplex.options import DuplexObserver, ParrotOptions
+from handlers.duplex.parts import Parts
 from handlers.messages import Ask, AudioIn, Finish, Listen, Message, Retain, Say
+
+log = logging.getLogger(__name__)
+
+LOAD_TIMEOUT_S = 1800.0
+"""Downloads of several gigabytes included."""
+REQUIREMENTS = {"vllm": "requirements-vllm.txt"}
+"""package → the file that brings it; all others come with requirements.txt."""
 
 STAGES: dict[str, dict[str, str]] = {
     "vad": {"silero": "handlers.vad.silero:SileroEar"},
-    "stt": {"pocketsphinx": "handlers.stt.pocketsphinx:PocketSphinxSTT"},
-    "lm": {"builtin": "handlers.lm.builtin:BuiltinLM"},
-    "tts": {"espeak": "handlers.tts.espeak:EspeakTTS"},
+    "stt": {
+        "pocketsphinx": "handlers.stt.pocketsphinx:PocketSphinxSTT",
+        "faster-whisper": "handlers.stt.faster_whisper:FasterWhisperSTT",
+        "whisper": "handlers.stt.whisper:WhisperSTT",
+        "openai": "handlers.stt.openai:OpenAISTT",
+        "none": "handlers.stt.none:NoSTT",
+    },
+    "turn": {
+        "none": "handlers.turn.none:NoTurnModel",
+        "smart_turn": "handlers.turn.smart_turn:SmartTurn",
+    },
+    "lm": {
+        "builtin": "handlers.lm.builtin:BuiltinLM",
+        "openai": "handlers.lm.openai:OpenAILM",
+        "transformers": "handlers.lm.transformers:TransformersLM",
+    },
+    "tts": {
+        "espeak": "handlers.tts.espeak:EspeakTTS",
+        "openai": "handlers.tts.openai:OpenAITTS",
+        "vits": "handlers.tts.vits:VitsTTS",
+        "parler": "handlers.tts.parler:ParlerTTS",
+    },
 }
 """stage → backend name → `module:class`. The module is imported only to build that backend
 or to list its options; it must be light to import and load its libraries in `setup`."""
@@ -73,14 +110,71 @@ class PipelineOptions:
         default_factory=lambda: {
             "vad": "silero",
             "stt": "pocketsphinx",
+            "turn": "none",
             "lm": "builtin",
             "tts": "espeak",
         }
     )
     options: Mapping[str, Any] = field(default_factory=dict)
+    brain: str = "cascade"
 
 
-class Pipeline:
+class _Stages:
+    """Stages that start and stop together, an ear among them."""
+
+    ear: Handler[Any]
+    _all: tuple[Handler[Any], ...]
+
+    def start(self, timeout_s: float = LOAD_TIMEOUT_S) -> None:
+        """Start the stages; each has `timeout_s` to load.
+
+        One after another: transformers bears neither a first import nor two loads at a time (it
+        changes torch's default dtype meanwhile). Raises `CannotServe`, or what is no such case.
+        """
+        for stage in self._all:
+            log.info("loading %s", stage.stage)
+            with _named(stage.stage):
+                stage.start()
+                stage.wait_ready(timeout_s)
+
+    def stop(self) -> None:
+        for stage in self._all:
+            stage.stop()
+
+    def hear(self, message: AudioIn | Retain | Listen | Finish) -> None:
+        self.ear.put(message)
+
+
+@contextlib.contextmanager
+def _named(stage: str) -> Iterator[None]:
+    """What a stage says about its options, files, packages or devices, as `CannotServe`."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "handlers", "models"):  # a fault of ours
+            raise
+        file = REQUIREMENTS.get(package, "requirements.txt")
+        raise CannotServe(
+            f"{stage}: the package {package} is missing: python -m pip install -r {file}"
+        ) from error
+    except (StageError, ValueError, OSError, ImportError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise CannotServe(f"{stage}: {lines[0]}") from error
+
+
+def _builder(choice: PipelineOptions, emit: Outlet, observer: Observer | None) -> Any:
+    def build(stage: str, **links: Any) -> Handler[Any]:
+        cls: Any = backend(stage, choice.backends[stage])
+        options = choice.options.get(stage) or cls.Options()
+        with _named(stage):
+            handler: Handler[Any] = cls(options, emit=emit, observer=observer, **links)
+        return handler
+
+    return build
+
+
+class Pipeline(_Stages):
     """The stages of the cascade, started once and shared by all sessions.
 
     `hear`, `ask` and `say` raise `handlers.base.Overloaded` when that stage cannot take more.
@@ -92,33 +186,23 @@ class Pipeline:
         loop: asyncio.AbstractEventLoop,
         observer: Observer | None = None,
     ) -> None:
-        emit = Outlet(loop)
-
-        def build(stage: str, **links: Any) -> Handler[Any]:
-            cls: Any = backend(stage, choice.backends[stage])
-            options = choice.options.get(stage) or cls.Options()
-            handler: Handler[Any] = cls(options, emit=emit, observer=observer, **links)
-            return handler
-
+        build = _builder(choice, Outlet(loop), observer)
         self.stt = build("stt")
-        self.ear = build("vad", forward=self.stt.put)
+        self._turn = () if choice.backends.get("turn", "none") == "none" else (build("turn"),)
+        self._observer = observer
+        self.ear = build("vad", forward=self._listen)
         self.lm = build("lm")
         self.tts = build("tts")
-        self._stages = (self.stt, self.ear, self.lm, self.tts)
+        self._all = (self.stt, *self._turn, self.ear, self.lm, self.tts)
 
-    def start(self, timeout_s: float = 120.0) -> None:
-        """Start all stages at once and wait until each has loaded. Raises what any raised."""
-        for stage in self._stages:
-            stage.start()
-        for stage in self._stages:
-            stage.wait_ready(timeout_s)
-
-    def stop(self) -> None:
-        for stage in self._stages:
-            stage.stop()
-
-    def hear(self, message: AudioIn | Retain | Listen | Finish) -> None:
-        self.ear.put(message)
+    def _listen(self, message: Message) -> None:
+        self.stt.put(message)
+        for turn in self._turn:
+            try:
+                turn.put(message)
+            except Overloaded:  # a cue the less; STT has it
+                if self._observer is not None:
+                    self._observer.failed(turn.stage)
 
     def ask(self, message: Ask) -> None:
         self.lm.put(message)
@@ -131,3 +215,45 @@ class Pipeline:
         """Names that `Say.voice` may hold."""
         names: tuple[str, ...] = getattr(self.tts, "voices", ())
         return names
+
+    @property
+    def voice_languages(self) -> Mapping[str, str]:
+        """Of `voices`, those whose language is known."""
+        languages: Mapping[str, str] = getattr(self.tts, "languages", {})
+        return languages
+
+
+class DuplexPipeline(_Stages):
+    """The stages of the duplex brain, and an ear and STT beside it for what the client is told.
+
+    `hear` and `attend` raise `handlers.base.Overloaded` when that stage cannot take more.
+    """
+
+    voices = ("parrot",)
+    voice_languages: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(
+        self,
+        choice: PipelineOptions,
+        parts: Parts,
+        loop: asyncio.AbstractEventLoop,
+        observer: DuplexObserver,
+    ) -> None:
+        emit = Outlet(loop)
+        options: ParrotOptions = choice.options["parrot"]
+        build = _builder(choice, emit, observer)
+        self.stt = build("stt")
+        self.ear = build("vad", forward=self.stt.put)
+        links: dict[str, Any] = {"emit": emit, "observer": observer}
+        self.decoder = DuplexDecoder(options, parts, forward=self.attend, **links)
+        self.lm = DuplexModel(options, parts, forward=self.decoder.put, **links)
+        self.encoder = DuplexEncoder(options, parts, forward=self.lm.put, **links)
+        self._all = (self.stt, self.ear, self.decoder, self.lm, self.encoder)
+
+    def attend(self, message: Message) -> None:
+        self.encoder.put(message)
+
+    @property
+    def overloaded(self) -> bool:
+        """Ticks had to be skipped a moment ago."""
+        return self.encoder.overloaded

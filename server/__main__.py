@@ -9,20 +9,18 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import uvicorn
 import uvloop
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 
-from handlers.pipeline import Pipeline, PipelineOptions
-from server import app
-from server.config import ServerVad, SessionConfig
-from server.hub import Hub
+from handlers.base import CannotServe
+from handlers.pipeline import PipelineOptions
+from server import app, downloads
+from server.brains import build_hub, build_pipeline
 from server.metrics import Metrics
-from server.options import ServerOptions, parse
-from server.turns import TurnSettings
+from server.options import PROG, ServerOptions, parse
 
 log = logging.getLogger("parley")
 
@@ -51,43 +49,41 @@ class Server(uvicorn.Server):
             print(f"Parley answers at http://{name}:{port}/", flush=True)
 
 
-def build_hub(
-    options: ServerOptions,
-    choice: PipelineOptions,
-    pipeline: Pipeline,
-    metrics: Metrics,
-    loop: asyncio.AbstractEventLoop,
-) -> Hub:
-    vad: Any = choice.options["vad"]
-    detection = ServerVad(
-        threshold=vad.thresh,
-        prefix_padding_ms=vad.speech_pad_ms,
-        silence_duration_ms=vad.min_silence_ms,
-    )
-    config = SessionConfig(
-        model="parley",
-        voice=pipeline.voices[0],
-        instructions=options.instructions,
-        turn_detection=detection,
-        server_vad=detection,
-        transcription={"model": choice.backends["stt"]},
-    )
-    turns = TurnSettings(min_speech_ms=vad.min_speech_ms)
-    return Hub(options, turns, config, pipeline, metrics, loop)
+@contextlib.contextmanager
+def bound(host: str, port: int) -> Iterator[list[socket.socket]]:
+    """Every address that the name has here, taken before models are loaded for it and listened to
+    after. Raises `CannotServe`."""
+    with contextlib.ExitStack() as held:
+        sockets = []
+        try:
+            if not 0 <= port < 2**16:  # getaddrinfo would take it modulo that
+                raise ValueError("there is no such port")
+            found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+            for family, kind, protocol, _, address in found:
+                one = held.enter_context(socket.socket(family, kind, protocol))
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                one.bind(address)
+                sockets.append(one)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise CannotServe(f"--host {host} --port {port}: {reason}") from error
+        yield sockets
 
 
-async def serve(options: ServerOptions, choice: PipelineOptions) -> None:
+async def serve(
+    options: ServerOptions, choice: PipelineOptions, sockets: list[socket.socket]
+) -> None:
     loop = asyncio.get_running_loop()
     metrics = Metrics()
-    pipeline = Pipeline(choice, loop, metrics)
+    pipeline = build_pipeline(choice, loop, metrics)
     try:
-        await asyncio.to_thread(pipeline.start)
+        await asyncio.to_thread(pipeline.start, options.load_timeout_s)
         hub = build_hub(options, choice, pipeline, metrics, loop)
         server = Server(
             uvicorn.Config(
                 app.build(hub),
-                host=options.host,
-                port=options.port,
                 ws=WebSocketProtocol,
                 ws_max_size=options.max_message_bytes,
                 ws_per_message_deflate=False,
@@ -101,7 +97,7 @@ async def serve(options: ServerOptions, choice: PipelineOptions) -> None:
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, stopping.set)
         watch = asyncio.create_task(metrics.watch_loop())
-        serving = asyncio.create_task(server.serve())
+        serving = asyncio.create_task(server.serve(sockets))
         stopped = asyncio.create_task(stopping.wait())
         await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
@@ -120,10 +116,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     if options.log_level != "debug":
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)  # no line per connection
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(options, choice))
+        for name in ("uvicorn", "httpx", "httpx2"):  # no line per connection or request
+            logging.getLogger(name).setLevel(logging.WARNING)
+    hints: list[str] = []
+    try:
+        with bound(options.host, options.port) as sockets:
+            hints = _hints(choice)
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(serve(options, choice, sockets))
+    except CannotServe as error:
+        print("; ".join([f"{PROG}: {error}", *hints]), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # while the models were loading
+        return 130
     return 0
+
+
+def _hints(choice: PipelineOptions) -> list[str]:
+    """What else to say where the parts cannot be loaded. Settles whether the hub is asked."""
+    remark = downloads.prepare(choice)
+    if choice.brain != "cascade" or choice.backends == PipelineOptions().backends:
+        return []
+    return [*filter(None, [remark]), f"{PROG} --profile embedded needs no model"]
 
 
 if __name__ == "__main__":

@@ -46,6 +46,17 @@ def build(hub: Hub) -> Starlette:
             return _error(*denied)
         return Response(hub.metrics.exposition(), media_type="text/plain; version=0.0.4")
 
+    async def voices(request: Request) -> Response:
+        denied = denial(request, hub.options)
+        if denied is not None:
+            return _error(*denied)
+        languages = hub.pipeline.voice_languages
+        listed = [
+            {"name": name} | ({"language": languages[name]} if name in languages else {})
+            for name in hub.pipeline.voices
+        ]
+        return JSONResponse({"voices": listed, "default": hub.default_config.voice})
+
     async def page(_: Request) -> Response:
         return FileResponse(PAGE / "index.html")
 
@@ -53,6 +64,7 @@ def build(hub: Hub) -> Starlette:
         WebSocketRoute("/v1/realtime", realtime),
         Route("/healthz", healthz),
         Route("/metrics", metrics),
+        Route("/v1/audio/voices", voices),
         Route("/", page),
         Mount("/page", StaticFiles(directory=PAGE)),
     ]

@@ -90,7 +90,7 @@ class ResponseParams:
 
 @dataclass(frozen=True, slots=True)
 class SessionConfig:
-    """What is in force. `tools` and all after it are kept and reported, and change nothing."""
+    """What is in force. `parallel_tool_calls` and all after it are kept and reported only."""
 
     model: str
     voice: str

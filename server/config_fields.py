@@ -11,6 +11,7 @@ from server.fields import Fields, WireError, invalid_type, invalid_value
 MAX_TOOLS = 128
 MAX_OUTPUT_TOKENS = 4096
 MAX_METADATA_PAIRS = 16
+VOICES_NAMED = 12
 _FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
 _LOGPROBS = "item.input_audio_transcription.logprobs"
 
@@ -50,8 +51,9 @@ def read_voice(fields: Fields) -> str | None:
 
 def check_voice(voice: str, known: Collection[str], param: str) -> None:
     if voice not in known:
-        some = ", ".join(f"'{name}'" for name in sorted(known)[:8])
-        raise invalid_value(param, f"there is no such voice; some that there are: {some}")
+        some = ", ".join(f"'{name}'" for name in list(known)[:VOICES_NAMED])
+        more = "" if len(known) <= VOICES_NAMED else " and more (GET /v1/audio/voices)"
+        raise invalid_value(param, f"there is no such voice; there are: {some}{more}")
 
 
 def read_max_output_tokens(fields: Fields) -> int | Literal["inf"]:

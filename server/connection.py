@@ -39,6 +39,10 @@ class Outbox:
         self._stuck: asyncio.TimerHandle | None = None
         self.closed = asyncio.Event()
 
+    @property
+    def unsent_bytes(self) -> int:
+        return self._bytes
+
     def send(self, event: dict[str, Any]) -> None:
         if event["type"] == "error":
             self._hub.metrics.errors.labels(event["error"]["code"]).inc()
@@ -121,7 +125,7 @@ async def serve(websocket: WebSocket, hub: Hub) -> None:
         async with asyncio.timeout(hub.options.max_unsent_s):
             await outbox.write()
         return
-    session = Session(hub, outbox)
+    session = hub.brain.session(hub, outbox)
     hub.enter(session)
     writer = asyncio.create_task(outbox.write())
     reader = asyncio.create_task(_read(websocket, session, hub))

@@ -11,6 +11,7 @@ from handlers.base import Overloaded
 from handlers.messages import (
     RATE_HZ,
     ChatMessage,
+    Completeness,
     Failed,
     Finish,
     Listen,
@@ -60,6 +61,7 @@ class Dialogue:
     ) -> None:
         self.machine = machine
         self.transcribe = True  # whether the client wants transcription events
+        self.language: str | None = None  # what it says is spoken
         self.speaker = Speaker(hub, out, ticket, conversation, machine.reply)
         self._hub = hub
         self._out = out
@@ -91,6 +93,10 @@ class Dialogue:
     def receive(self, message: Message, now_s: float) -> None:
         if isinstance(message, Transcript):
             self._transcript(message, now_s)
+        elif isinstance(message, Completeness):
+            if self._utterance is not None and message.ticket is self._utterance.ticket:
+                actions = self.machine.completeness(message.probability, message.revision, now_s)
+                self._apply(actions, now_s)
         elif not self.speaker.receive(message) and isinstance(message, Failed):
             self._failed(message, now_s)
 
@@ -103,12 +109,17 @@ class Dialogue:
         u = self._utterance
         if u is None or message.ticket is not u.ticket:
             return
-        if message.revision is None and self.transcribe:
+        if message.revision is None and message.text and self.transcribe:
             delta = u.stable.push(message.text)
             if delta:
                 self._out.send(wire.transcription_delta(u.item_id, delta))
         actions = self.machine.transcript(
-            message.text, message.revision, message.end_probability, message.prosody, now_s
+            message.text,
+            message.revision,
+            message.end_probability,
+            message.prosody,
+            now_s,
+            message.heard,
         )
         self._apply(actions, now_s)
 
@@ -161,7 +172,8 @@ class Dialogue:
             self._intake.keep_from(start_sample)
         if self.machine.settings.automatic:
             self._out.send(wire.speech_started(u.item_id, _ms(start_sample)))
-        self._hear(Listen(self._ticket, u.ticket, start_sample), u.ticket, now_s)
+        listen = Listen(self._ticket, u.ticket, start_sample, self.language)
+        self._hear(listen, u.ticket, now_s)
 
     def _finish_text(self, revision: int, now_s: float) -> None:
         u = self._utterance

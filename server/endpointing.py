@@ -24,6 +24,7 @@ class Cues:
     end_probability: float | None  # P(the sentence ends | its last words); None: no idea
     prosody: Prosody | None
     voiced_ms: float  # speech in the turn so far, pauses not counted
+    complete: float | None = None  # a turn model's probability that the turn is; None: not known
 
 
 class EndpointPolicy(Protocol):
@@ -78,7 +79,7 @@ WEIGHTS = Features(
 """A logistic regression of "the turn is over" on `Features`, fitted by
 `python -m benchmarks.endpointing --fit --seed 1101 --count 280`; the data are described there."""
 
-UNSURE_BELOW, FINISHED_ABOVE = 1.1, 1.2
+UNSURE_BELOW, FINISHED_ABOVE = 1.2, 1.3
 """Log-odds that the turn is over; in between the hold changes in proportion."""
 UNFINISHED_BELOW = -1.0
 IMPROBABLE_END = 0.02
@@ -121,8 +122,16 @@ DICTATED = 3
 """So many numbers in a row may be a telephone number, and more may come."""
 
 
+SURELY_OVER, SURELY_NOT = 0.9, 0.1
+"""Probabilities of a turn model that count more than length, voice and the likelihood of the words,
+but not more than words that cannot end a turn, or that are one."""
+
+
 class TextPolicy:
-    """Words first, voice second. For English; without evidence every pause is an unsure one."""
+    """Words first, voice second; for English. With a turn model, that before the voice.
+
+    Without evidence every pause is an unsure one.
+    """
 
     def __init__(self, settings: TextPolicySettings | None = None) -> None:
         settings = settings or TextPolicySettings()
@@ -133,8 +142,9 @@ class TextPolicy:
     def hold_ms(self, cues: Cues) -> float:
         words = cues.text.lower().split()
         end = cues.end_probability
+        over = cues.complete is not None and cues.complete >= SURELY_OVER
         if not words or end is None or not cues.text.isascii():
-            return self.unsure_ms
+            return self.finished_ms if over else self.unsure_ms
         if " ".join(words) in COMPLETE:
             return self.finished_ms
         log_odds, voice = score(cues)
@@ -144,7 +154,11 @@ class TextPolicy:
             plain = voice <= 0.0 and log_odds < UNFINISHED_BELOW
             return self.unfinished_ms if plain else self.unsure_ms
         dictating = len(words) >= DICTATED and NUMBERS.issuperset(words[-DICTATED:])
-        if dictating or end < IMPROBABLE_END:
+        if dictating:
+            return self.unsure_ms
+        if over:
+            return self.finished_ms
+        if end < IMPROBABLE_END or (cues.complete is not None and cues.complete <= SURELY_NOT):
             return self.unsure_ms
         holds_ms = (self.unsure_ms, self.finished_ms)
         return float(np.interp(log_odds, (UNSURE_BELOW, FINISHED_ABOVE), holds_ms))

@@ -12,9 +12,9 @@ from server.options import ServerOptions
 from server.turns import TurnSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from server.session import Session
+    from server.session import Outbox, Session
 
 
 class Timer(Protocol):
@@ -33,9 +33,20 @@ class Stages(Protocol):
 
     @property
     def voices(self) -> tuple[str, ...]: ...
+    @property
+    def voice_languages(self) -> Mapping[str, str]: ...
     def hear(self, message: AudioIn | Retain | Listen | Finish) -> None: ...
     def ask(self, message: Ask) -> None: ...
     def say(self, message: Say) -> None: ...
+
+
+class Brain(Protocol):
+    """What answers behind the wire: whom it can take, and what a connection becomes with it."""
+
+    def refusal(self, sessions: int) -> tuple[str, str] | None:
+        """Why it takes nobody beside so many, as (code, message)."""
+
+    def session(self, hub: Hub, outbox: Outbox) -> Session: ...
 
 
 class Hub:
@@ -47,6 +58,7 @@ class Hub:
         pipeline: Stages,
         metrics: Metrics,
         clock: Clock,
+        brain: Brain,
     ) -> None:
         self.options = options
         self.turns = turns
@@ -54,6 +66,7 @@ class Hub:
         self.pipeline = pipeline
         self.metrics = metrics
         self.clock = clock
+        self.brain = brain
         self.sessions: set[Session] = set()
         self.draining = False
         self._empty = asyncio.Event()
@@ -65,7 +78,7 @@ class Hub:
         limit = self.options.max_sessions
         if len(self.sessions) >= limit:
             return "session_limit_reached", f"All {limit} sessions are taken; try again later."
-        return None
+        return self.brain.refusal(len(self.sessions))
 
     def enter(self, session: Session) -> None:
         self.sessions.add(session)

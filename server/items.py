@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import binascii
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from handlers.messages import ChatMessage
+from handlers.messages import ChatMessage, ToolUse
 from server.fields import MAX_TEXT_CHARS, Fields, WireError, new_id
 from server.spoken import SpokenText
 
@@ -103,6 +103,10 @@ class FunctionCallItem:
     def length_chars(self) -> int:
         return len(self.arguments)
 
+    @property
+    def use(self) -> ToolUse:
+        return ToolUse(self.call_id, self.name, self.arguments)
+
     def to_wire(self, audio: bool = False) -> dict[str, Any]:
         fields = {"name": self.name, "call_id": self.call_id, "arguments": self.arguments}
         return _wire(self.id, "function_call", self.status, **fields)
@@ -165,17 +169,38 @@ def chat(
 ) -> tuple[ChatMessage, ...]:
     """What the LM gets: instructions, then each message that has words, then `extra` (user).
 
-    Function calls and their outputs are left out: no LM here uses them yet.
+    A function call and its output stand where the call was made, behind what was said with it;
+    a call without an output, and an output without a call, are left out.
     """
+    items = list(items)
+    outputs = {item.call_id: item.output for item in items if isinstance(item, FunctionOutputItem)}
     messages = [ChatMessage("system", instructions)] if instructions.strip() else []
-    messages.extend(
-        ChatMessage(item.role, text)
-        for item in items
-        if isinstance(item, MessageItem) and (text := item.text.strip())
-    )
+    calls: list[ToolUse] = []
+    for item in items:
+        if isinstance(item, FunctionCallItem):
+            if item.call_id in outputs:
+                calls.append(item.use)
+            continue
+        _add_calls(messages, calls, outputs)
+        calls = []
+        if isinstance(item, MessageItem) and (text := item.text.strip()):
+            messages.append(ChatMessage(item.role, text))
+    _add_calls(messages, calls, outputs)
     if extra and extra.strip():
         messages.append(ChatMessage("user", extra.strip()))
     return tuple(messages)
+
+
+def _add_calls(
+    messages: list[ChatMessage], calls: list[ToolUse], outputs: Mapping[str, str]
+) -> None:
+    if not calls:
+        return
+    said = ""
+    if messages and messages[-1].role == "assistant":
+        said = messages.pop().content
+    messages.append(ChatMessage("assistant", said, tuple(calls)))
+    messages += [ChatMessage("tool", outputs[use.call_id], call_id=use.call_id) for use in calls]
 
 
 # From the wire.

@@ -6,13 +6,18 @@ import asyncio
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from handlers.messages import RATE_HZ
+
 _FAST_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5)
 _TURN_S = (0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 5)
 LAG_INTERVAL_S = 0.05
 
 
 class Metrics:
-    """One server's registry. Implements `handlers.base.Observer` (called from stage threads)."""
+    """One server's registry. Implements `handlers.duplex.options.DuplexObserver`.
+
+    Called from stage threads.
+    """
 
     def __init__(self) -> None:
         r = self.registry = CollectorRegistry()
@@ -55,6 +60,24 @@ class Metrics:
             buckets=_FAST_S, registry=r,
         )  # fmt: skip
         self._failed = Counter("parley_stage_failures", "Failed requests", ["stage"], registry=r)
+        self._tick_late = Histogram(
+            "parley_tick_lateness_seconds", "Start of a duplex tick after it was due",
+            buckets=_FAST_S, registry=r,
+        )  # fmt: skip
+        self._tick = Histogram(
+            "parley_tick_seconds", "A duplex tick, from its start to the decoded audio",
+            buckets=_FAST_S, registry=r,
+        )  # fmt: skip
+        self._ticks_skipped = Counter("parley_ticks_skipped", "Duplex ticks left out", registry=r)
+        self._rows = Gauge("parley_rows_in_use", "Rows of the duplex model in use", registry=r)
+        self._substituted = Counter(
+            "parley_silence_frames", "Frames of silence in place of audio that had not come",
+            registry=r,
+        )  # fmt: skip
+        self._skipped = Counter(
+            "parley_audio_skipped_seconds", "Audio passed over to stay on time", ["reason"],
+            registry=r,
+        )  # fmt: skip
 
     def waited(self, stage: str, seconds: float) -> None:
         self._wait.labels(stage).observe(seconds)
@@ -68,6 +91,24 @@ class Metrics:
 
     def failed(self, stage: str) -> None:
         self._failed.labels(stage).inc()
+
+    def ticked(self, late_s: float) -> None:
+        self._tick_late.observe(late_s)
+
+    def tick_done(self, seconds: float) -> None:
+        self._tick.observe(seconds)
+
+    def ticks_skipped(self, ticks: int) -> None:
+        self._ticks_skipped.inc(ticks)
+
+    def rows_in_use(self, rows: int) -> None:
+        self._rows.set(rows)
+
+    def silence_substituted(self, frames: int) -> None:
+        self._substituted.inc(frames)
+
+    def audio_skipped(self, reason: str, samples: int) -> None:
+        self._skipped.labels(reason).inc(samples / RATE_HZ)
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)

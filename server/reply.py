@@ -7,10 +7,19 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from handlers.clauses import ClauseSplitter, SpeakableText, speakable_text
-from handlers.messages import RATE_HZ, ChatMessage, Failed, Samples, Say, Speech, WordMark
+from handlers.messages import (
+    RATE_HZ,
+    ChatMessage,
+    Failed,
+    Samples,
+    Say,
+    Speech,
+    ToolUse,
+    WordMark,
+)
 from handlers.ticket import Ticket
 from server import wire
-from server.items import MessageItem, spoken_reply, text_reply
+from server.items import FunctionCallItem, Item, MessageItem, spoken_reply, text_reply
 from server.playout import Playout, PlayoutSettings
 
 MAX_AHEAD_SAMPLES = 8 * RATE_HZ
@@ -29,6 +38,8 @@ class ReplySettings:
     max_tokens: int | None = None
     conversation_id: str | None = None  # None: out of band, not part of the conversation
     metadata: Mapping[str, Any] | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    tool_choice: Any = "auto"
 
 
 class Host(Protocol):
@@ -37,7 +48,7 @@ class Host(Protocol):
     def send(self, event: dict[str, Any]) -> None: ...
     def send_audio(self, reply: Reply, start_sample: int, samples: Samples) -> None: ...
     def say(self, reply: Reply, message: Say) -> None: ...
-    def add_reply_item(self, reply: Reply) -> str | None: ...
+    def add_reply_item(self, reply: Reply, item: Item) -> str | None: ...
 
 
 class Reply:
@@ -74,7 +85,10 @@ class Reply:
         self._spoken = 0  # clauses TTS has finished
         self._announced = 0  # clauses whose transcript was sent
         self._starts: list[int] = []  # first sample of each clause that has begun
+        self._calls: list[FunctionCallItem] = []
+        self._called = 0  # calls the client was told of
         self._pending_text = ""  # text reply: not yet sent
+        self._worded = False  # there is text
         self._written = False  # the LM has finished
         self._cut_short = False  # ... because of max_tokens
         self._failure: Failed | None = None
@@ -85,11 +99,18 @@ class Reply:
     # What the stages make.
 
     def text(self, delta: str) -> None:
+        if not self._worded:
+            delta = delta.lstrip()
+            self._worded = bool(delta)
         if self.settings.spoken:
             self._add_clauses(self._splitter.push(delta))
         else:
             self.item.append_text(delta)
             self._pending_text += delta
+
+    def call(self, use: ToolUse) -> None:
+        item_id = wire.new_id("item")
+        self._calls.append(FunctionCallItem(item_id, use.name, use.arguments, use.call_id))
 
     def text_done(self, cut_short: bool, input_tokens: int, output_tokens: int) -> None:
         if self.settings.spoken:
@@ -138,6 +159,11 @@ class Reply:
         """Announced to the client and not yet done."""
         return self.released and self.status is None
 
+    @property
+    def awaits_tools(self) -> bool:
+        """It has called functions, and only what it has said meanwhile is still to be heard."""
+        return self._written and 0 < len(self._calls) == self._called
+
     def release(self) -> None:
         """From now on it may be heard."""
         self.released = True
@@ -172,7 +198,10 @@ class Reply:
         self._feed_tts(now_s)
         if self._made:
             self.playout.end()
-        if not self.released or self.playout.paused:
+        if not self.released:
+            return
+        self._announce_calls()
+        if self.playout.paused:
             return
         if self._pending_text:
             self._open()
@@ -217,7 +246,7 @@ class Reply:
         if self._opened:
             return
         self._opened = True
-        self._previous = previous = self._host.add_reply_item(self)
+        self._previous = previous = self._host.add_reply_item(self, self.item)
         item = self.item.to_wire()
         self._host.send(wire.output_item_added(self.id, item))
         if self.settings.conversation_id is not None:
@@ -236,6 +265,29 @@ class Reply:
             self._open()
             self._host.send(wire.transcript_delta(self.id, self.item.id, clause))
 
+    def _announce_calls(self) -> None:
+        """At once, whatever is still to be heard. The message, if there is one, comes first."""
+        if not (self._worded or self._written):
+            return
+        while self._called < len(self._calls):
+            if self._worded:
+                self._open()
+            item = self._calls[self._called]
+            index = self._called + self._opened
+            self._called += 1
+            previous = self._host.add_reply_item(self, item)
+            shown = item.to_wire()
+            begun = shown | {"status": "in_progress", "arguments": ""}
+            in_conversation = self.settings.conversation_id is not None
+            self._host.send(wire.output_item_added(self.id, begun, index))
+            if in_conversation:
+                self._host.send(wire.item_added(begun, previous))
+            for event in wire.function_call(self.id, shown, index):
+                self._host.send(event)
+            self._host.send(wire.output_item_done(self.id, shown, index))
+            if in_conversation:
+                self._host.send(wire.item_done(shown, previous))
+
     def _complete(self) -> None:
         if self._failure is not None:
             self.item.cut(self.playout.total)
@@ -246,7 +298,8 @@ class Reply:
         elif self._cut_short:
             self._close("incomplete", {"type": "incomplete", "reason": "max_output_tokens"})
         else:
-            self._open()
+            if not self._calls:
+                self._open()
             self._close("completed", None)
 
     def _close(self, status: Status, details: dict[str, Any] | None) -> None:
@@ -270,11 +323,13 @@ class Reply:
 
     def to_wire(self, details: dict[str, Any] | None = None) -> dict[str, Any]:
         s = self.settings
+        shown: list[Item] = [self.item] if self._opened else []
+        shown += self._calls[: self._called]
         return wire.response(
             self.id,
             status=self.status or "in_progress",
             status_details=details,
-            output=[self.item.to_wire()] if self._opened and self.status else [],
+            output=[item.to_wire() for item in shown] if self.status else [],
             conversation_id=s.conversation_id,
             modality="audio" if s.spoken else "text",
             voice=s.voice,

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 from handlers.base import Overloaded
 from handlers.messages import AudioIn, Failed, Message, Samples, Voice
@@ -31,10 +31,14 @@ log = logging.getLogger(__name__)
 UNFINISHED_FACTOR = {"low": 2.0, "medium": 1.0, "auto": 1.0, "high": 0.6}
 """`semantic_vad` eagerness → how much longer than usual an unfinished turn is waited for."""
 
+StopReason: TypeAlias = Literal["turn_detected", "client_cancelled"]
+
 
 class Outbox(Protocol):
     """See `server.connection.Outbox`."""
 
+    @property
+    def unsent_bytes(self) -> int: ...
     def send(self, event: dict[str, Any]) -> None: ...
     def send_audio(
         self, response_id: str, item_id: str, start_sample: int, samples: Samples
@@ -163,17 +167,15 @@ class Session:
             case wire.ResponseCancel(response_id):
                 self._cancel(response_id, now_s)
             case wire.OutputAudioClear():
-                self._speaker.stop("client_cancelled", now_s)
+                self._fall_silent(now_s)
             case wire.Playback(item_id, played_samples):
-                current = self._speaker.current
-                if current is not None and current.item.id == item_id:
-                    current.playout.report(played_samples, now_s)
+                self._played(item_id, played_samples, now_s)
 
     def _append(self, audio: Samples) -> None:
         if self._draining:
             return
         try:
-            self._intake.take(audio)
+            self._take(audio)
         except BacklogFull:
             if self._overflowing:
                 return  # told once per overflow
@@ -187,6 +189,10 @@ class Session:
         self._overflowing = False
         self._feed()
 
+    def _take(self, audio: Samples) -> None:
+        """Raises `BacklogFull`."""
+        self._intake.take(audio)
+
     def _feed(self) -> None:
         for start_sample, samples in self._intake.feed():
             try:
@@ -197,18 +203,23 @@ class Session:
                 self._out.send(wire.error("server_overloaded", message, kind="server_error"))
 
     def _update(self, update: Any) -> None:
-        self._config = self._config.merged(
+        self._config = self._merged(update)
+        self._apply_config()
+        self._out.send(wire.session_updated(self._config.to_wire(self.id, self._expires_at)))
+
+    def _merged(self, update: Any) -> SessionConfig:
+        """Raises `WireError`."""
+        return self._config.merged(
             update,
             known_voices=self._hub.pipeline.voices,
             voice_locked=self._speaker.spoke,
         )
-        self._apply_config()
-        self._out.send(wire.session_updated(self._config.to_wire(self.id, self._expires_at)))
 
     def _apply_config(self) -> None:
         dialogue, config = self._dialogue, self._config
         dialogue.configure(*turn_taking(config, self._hub), self._clock.time())
         dialogue.transcribe = config.transcription is not None
+        dialogue.language = (config.transcription or {}).get("language")
         self._speaker.instructions = config.instructions
         self._speaker.settings = self._reply_settings(config)
 
@@ -219,28 +230,46 @@ class Session:
             speed=config.speed,
             max_tokens=config.max_tokens,
             conversation_id=self._conversation.id,
+            tools=config.tools,
+            tool_choice=config.tool_choice,
         )
 
     def _delete(self, item_id: str, now_s: float) -> None:
-        current = self._speaker.current
-        if current is not None and current.item.id == item_id:
-            self._speaker.stop("client_cancelled", now_s)
+        if self._is_said(item_id):
+            self._fall_silent(now_s)
         self._conversation.delete(item_id)
         self._out.send(wire.item_deleted(item_id))
 
     def _truncate(self, event: wire.ItemTruncate, now_s: float) -> None:
         """What the listener says it heard counts. Truncating the reply under way ends it."""
-        current = self._speaker.current
+        said = self._is_said(event.item_id)
         self._conversation.truncate(event.item_id, event.content_index, event.audio_end_ms)
-        if current is not None and current.item.id == event.item_id:
-            current.playout.report(current.item.heard_samples or 0, now_s)
-            self._speaker.stop("turn_detected", now_s)
+        if said:
+            self._fall_silent(now_s, "turn_detected")
         self._out.send(wire.item_truncated(event.item_id, event.content_index, event.audio_end_ms))
+
+    # What is being said.
+
+    @property
+    def _idle(self) -> bool:
+        return self._speaker.idle
+
+    def _is_said(self, item_id: str) -> bool:
+        current = self._speaker.current
+        return current is not None and current.item.id == item_id
+
+    def _played(self, item_id: str, played_samples: int, now_s: float) -> None:
+        current = self._speaker.current
+        if current is not None and current.item.id == item_id:
+            current.playout.report(played_samples, now_s)
+
+    def _fall_silent(self, now_s: float, reason: StopReason = "client_cancelled") -> None:
+        self._speaker.stop(reason, now_s)
 
     def _respond(self, event: wire.ResponseCreate, now_s: float) -> None:
         params = event.params
         in_band = params.conversation == "auto"
-        active = self._speaker.active
+        active = self._speaker.obstacle
         if in_band and active is not None:
             raise WireError(
                 "conversation_already_has_active_response",
@@ -292,7 +321,7 @@ class Session:
         if not self.ticket.live:
             return
         due_s = self._dialogue.settle(self._clock.time())
-        if self._draining and self._speaker.idle:
+        if self._draining and self._idle:
             self.close(1001, "server_shutting_down")
             return
         if due_s == self._timer_s:

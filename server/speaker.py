@@ -18,10 +18,12 @@ from handlers.messages import (
     Spoken,
     TextDelta,
     TextDone,
+    ToolCall,
 )
 from handlers.ticket import Ticket
 from server.conversation import Conversation
 from server.hub import Hub
+from server.items import Item
 from server.playout import PlayoutSettings
 from server.reply import Reply, ReplySettings
 from server.wire import WireError
@@ -84,6 +86,18 @@ class Speaker:
             return self._current
         return self._next[0] if self._next else None
 
+    @property
+    def obstacle(self) -> Reply | None:
+        """The response that must end before another may be asked for.
+
+        One that has called functions is none: the next, which knows their results, is made while
+        it is still heard.
+        """
+        current = self._current
+        if current is not None and current.active and current.awaits_tools and not self._next:
+            return None
+        return self.active
+
     # From the stages.
 
     def receive(self, message: Message) -> bool:
@@ -94,6 +108,8 @@ class Speaker:
         match message:
             case TextDelta(_, text):
                 reply.text(text)
+            case ToolCall(_, use):
+                reply.call(use)
             case TextDone(_, reason, input_tokens, output_tokens):
                 reply.text_done(reason == "length", input_tokens, output_tokens)
             case Speech():
@@ -143,7 +159,9 @@ class Speaker:
             reply.cancel(reason, now_s)
             self._replies.pop(reply.ticket, None)
         for waiting in self._next:
-            self._forget(waiting)
+            waiting.release()  # the client waits for it
+            waiting.cancel(reason, now_s)
+            self._replies.pop(waiting.ticket, None)
         self._next.clear()
 
     # On the client's request.
@@ -206,7 +224,10 @@ class Speaker:
 
     def _ask(self, reply: Reply) -> None:
         try:
-            self._hub.pipeline.ask(Ask(reply.ticket, reply.messages, reply.settings.max_tokens))
+            s = reply.settings
+            self._hub.pipeline.ask(
+                Ask(reply.ticket, reply.messages, s.max_tokens, s.tools, s.tool_choice)
+            )
         except Overloaded:
             reply.fail(overloaded(reply.ticket, "lm"))
 
@@ -267,10 +288,10 @@ class Speaker:
         except Overloaded:
             reply.fail(overloaded(reply.ticket, "tts"))
 
-    def add_reply_item(self, reply: Reply) -> str | None:
+    def add_reply_item(self, reply: Reply, item: Item) -> str | None:
         if reply.settings.conversation_id is None:
             return None
-        return self._conversation.add(reply.item)
+        return self._conversation.add(item)
 
 
 def overloaded(ticket: Ticket, stage: str) -> Failed:

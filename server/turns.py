@@ -8,7 +8,7 @@ endpoint; only when audio stops arriving does wall-clock time stand in for it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import TypeAlias
 
@@ -141,6 +141,8 @@ class Turns:
         self._partial = ""
         self._final: str | None = None  # text at the soft end, once it has come
         self._hold = 0  # silence that ends the turn, in samples
+        self._cues: Cues | None = None  # what the hold was decided by
+        self._complete: float | None = None  # what the turn model says of this soft end
         self._failed = False
         self._replying = False  # a released reply is not heard to its end
         self._over_reply = False  # this turn began over a reply and has not interrupted it yet
@@ -201,20 +203,47 @@ class Turns:
         end_probability: float | None,
         prosody: Prosody | None,
         now_s: float,
+        heard: str | None = None,
     ) -> list[Action]:
-        """Text of the current turn: a partial (`revision` None), or the final one asked for."""
+        """Text of the current turn: a partial (`revision` None), or the final one asked for.
+
+        `heard`: the words to decide by, where they are not those of the text. A final text that
+        comes again brings better ones; the hold is decided again with them.
+        """
         actions: list[Action] = []
+        heard = text if heard is None else heard
         if self.phase is Phase.QUIET:
             return actions
         if revision is None:
-            self._partial = text
+            self._partial = heard
             if self.phase is Phase.SPEAKING:
                 actions = self._check_interrupt()
-        elif self.phase is Phase.PAUSING and revision == self.revision and self._final is None:
-            self._final = text
-            cues = Cues(text, end_probability, prosody, self._voiced * 1000 / RATE_HZ)
-            self._hold = samples(self.policy.hold_ms(cues))
-            actions = self._text_known(text) + self._check_end(self._silence(now_s))
+        elif self.phase is Phase.PAUSING and revision == self.revision:
+            voiced_ms = self._voiced * 1000 / RATE_HZ
+            self._cues = Cues(heard, end_probability, prosody, voiced_ms, self._complete)
+            self._hold = samples(self.policy.hold_ms(self._cues))
+            again = self._final is not None
+            unclear = self._unclear()
+            if not again or self._over_reply or not (self._final or unclear):
+                # A recogniser that comes late is given to making words of a short noise.
+                self._final = text if heard or unclear else ""
+                actions = self._text_known(self._final, heard)
+            if not (again and self._run):  # else the next window tells whether they go on
+                actions += self._check_end(self._silence(now_s))
+        self._set_deadline()
+        return actions
+
+    def completeness(self, probability: float, revision: int, now_s: float) -> list[Action]:
+        """A turn model's word on the soft end `revision`; the hold is decided again with it."""
+        actions: list[Action] = []
+        if self.phase is not Phase.PAUSING or revision != self.revision:
+            return actions
+        self._complete = probability
+        if self._cues is not None:
+            self._cues = replace(self._cues, complete=probability)
+            self._hold = samples(self.policy.hold_ms(self._cues))
+            if not self._run:  # else the next window tells whether they go on
+                actions = self._check_end(self._silence(now_s))
         self._set_deadline()
         return actions
 
@@ -330,7 +359,7 @@ class Turns:
 
     def _soft_end(self) -> list[Action]:
         self.phase = Phase.PAUSING
-        self._final = None
+        self._final = self._cues = self._complete = None
         self._run_start, self._run, self._run_dull, self._evidence = None, 0, 0, 0.0
         self.revision += 1
         return [FinishText(self.revision)]
@@ -350,11 +379,12 @@ class Turns:
         short = self._voiced < samples(self.settings.hum_ms)
         return is_turn(text, short=short, dull_share=self._dull / max(1, self._voiced))
 
-    def _text_known(self, text: str) -> list[Action]:
+    def _text_known(self, text: str, heard: str) -> list[Action]:
         actions: list[Action] = []
         if self._over_reply:
-            if not self._is_turn(text):  # unless words follow at once
+            if not self._is_turn(heard):  # unless words follow at once
                 self._final, self._hold = "", samples(self.settings.ignore_ms)
+                self._cues = None
                 return actions
             self._over_reply = False
             actions.append(Interrupt())

@@ -44,7 +44,7 @@ def _event(kind: str, **fields: Any) -> Event:
 
 
 def _content(kind: str, response_id: str, item_id: str, **fields: Any) -> Event:
-    """About the one content part of the one item that a response has."""
+    """About the one content part of the message of a response, which comes before any call."""
     return _event(
         kind, response_id=response_id, item_id=item_id, output_index=0, content_index=0, **fields
     )
@@ -199,12 +199,25 @@ def response_done(response: Mapping[str, Any]) -> Event:
     return _event("response.done", response=response)
 
 
-def output_item_added(response_id: str, item: Mapping[str, Any]) -> Event:
-    return _event("response.output_item.added", response_id=response_id, output_index=0, item=item)
+def output_item_added(response_id: str, item: Mapping[str, Any], index: int = 0) -> Event:
+    kind = "response.output_item.added"
+    return _event(kind, response_id=response_id, output_index=index, item=item)
 
 
-def output_item_done(response_id: str, item: Mapping[str, Any]) -> Event:
-    return _event("response.output_item.done", response_id=response_id, output_index=0, item=item)
+def output_item_done(response_id: str, item: Mapping[str, Any], index: int = 0) -> Event:
+    kind = "response.output_item.done"
+    return _event(kind, response_id=response_id, output_index=index, item=item)
+
+
+def function_call(response_id: str, item: Mapping[str, Any], index: int) -> tuple[Event, Event]:
+    """The arguments of a `function_call` item, at once and whole."""
+    about = {"response_id": response_id, "item_id": item["id"], "output_index": index}
+    about["call_id"], arguments = item["call_id"], item["arguments"]
+    kind = "response.function_call_arguments"
+    return (
+        _event(f"{kind}.delta", **about, delta=arguments),
+        _event(f"{kind}.done", **about, name=item["name"], arguments=arguments),
+    )
 
 
 def _part(spoken: bool, text: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +79,7 @@ class RecordingOutbox:
         self.events: list[dict[str, Any]] = []
         self.audio: list[tuple[str, int, Samples]] = []
         self.closed: tuple[int, str] | None = None
+        self.unsent_bytes = 0
 
     def send(self, event: dict[str, Any]) -> None:
         self.events.append(event)
@@ -124,6 +125,7 @@ class ScriptedStages:
     char_s: float = 0.05
     end_probability: float | None = 0.3
     voices: tuple[str, ...] = ("alloy", "verse")
+    voice_languages: Mapping[str, str] = field(default_factory=lambda: {"verse": "en"})
     heard: list[Message] = field(default_factory=list)
     asked: list[Ask] = field(default_factory=list)
     said: list[Say] = field(default_factory=list)

@@ -113,11 +113,16 @@ class Decoding:
         return self._partial, self._end_probability()
 
     def _end_probability(self) -> float:
-        # NGramModel.prob takes the word first, then its history, the latest word first.
-        history = ["<s>", *self._texts][:-3:-1]
-        if len(history) < 2 or self._lm.prob(history[:1]) <= self._logmath.get_zero():
-            return math.nan
-        return float(self._logmath.exp(self._lm.prob(["</s>", *history])))
+        return end_probability(self._lm, self._logmath, self._texts)
+
+
+def end_probability(lm: Any, logmath: Any, texts: list[str]) -> float:
+    """P(the sentence ends here | its last two words) by an `NGramModel`; NaN: not known."""
+    # NGramModel.prob takes the word first, then its history, the latest word first.
+    history = ["<s>", *texts][:-3:-1]
+    if len(history) < 2 or lm.prob(history[:1]) <= logmath.get_zero():
+        return math.nan
+    return float(logmath.exp(lm.prob(["</s>", *history])))
 
 
 def words(hypothesis: Any) -> list[str]:

@@ -70,15 +70,21 @@ class EspeakTTS(Handler[Clauses]):
         super().__init__(emit, observer=observer)
         self.options = options
         self.voices: tuple[str, ...] = tuple(OPENAI_VARIANTS)
+        self.languages: dict[str, str] = {}
         self._turns: deque[Ticket] = deque()
 
     def setup(self) -> None:
         self._espeak = EspeakVoice()
         language = self.options.voice.partition("+")[0]
         self._named = {name: f"{language}+{v}" for name, v in OPENAI_VARIANTS.items()}
-        self._resolve(None)
+        own = self.options.voice  # the default, so it comes first, if only as the name it has
+        first = () if self._resolve(None) == self._resolve("alloy") else (own,)
         ready = [f"{language}+{variant}" for variant in self._espeak.variants]
-        self.voices = (*OPENAI_VARIANTS, *self._espeak.languages, *ready)
+        named = (*first, *OPENAI_VARIANTS, *self._espeak.languages, *ready)
+        self.voices = tuple(dict.fromkeys(named))
+        self.languages = {
+            name: self._named.get(name, name).partition("+")[0] for name in self.voices
+        }
 
     def teardown(self) -> None:
         self._espeak.close()

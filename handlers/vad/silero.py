@@ -121,6 +121,7 @@ class _Listening:
 
     utterance: Ticket
     sent: int
+    language: str | None
     paused: bool = False
     tracker: ProsodyTracker = field(default_factory=ProsodyTracker)
 
@@ -310,9 +311,9 @@ class SileroEar(Handler[_Stream]):
                 case Retain(_, start_sample):
                     keep = start_sample
                     stream.keep_from = None if keep is None else stream.ear_position(keep)
-                case Listen(_, utterance, start_sample):
+                case Listen(_, utterance, start_sample, language):
                     start = stream.ear_position(start_sample)
-                    stream.listening = _Listening(utterance, start)
+                    stream.listening = _Listening(utterance, start, language)
                     self._send_on(stream)
                 case Finish() as finish:
                     self._conclude(stream, finish)
@@ -386,8 +387,12 @@ class SileroEar(Handler[_Stream]):
         if listening is None:  # failed a moment ago
             return
         ticket = listening.utterance
+        if isinstance(item, Conclude):
+            message: Message = item
+        else:
+            message = Heard(ticket, item, listening.language)
         try:
-            self._forward(item if isinstance(item, Conclude) else Heard(ticket, item))
+            self._forward(message)
         except Overloaded:
             stream.listening = None
             self._observer.failed(self.stage)

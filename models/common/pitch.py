@@ -16,10 +16,13 @@ SILENT_BELOW = 2e-3
 """RMS, full scale 1."""
 
 
-class Periodicity(nn.Module):
-    """Normalised autocorrelation at lags spaced evenly in pitch: what log-mel frames can't tell.
+class PitchMotion(nn.Module):
+    """How a voice rises and falls, whatever its pitch, and how periodic it is.
 
-    [R, M * hop] -> [R, M, B]; frame i looks at the 40 ms that end with hop i.
+    [R, M * hop] -> [R, M, X]. Autocorrelation at lags spaced evenly in pitch, of the 40 ms that
+    end with hop i, is compared with that of some hops before at every shift between the two. A
+    network that is given log-mel frames, or the autocorrelation itself, did not learn from
+    thousands of examples to tell a final fall from a rise; from these it does.
     """
 
     lags: Tensor
@@ -27,10 +30,20 @@ class Periodicity(nn.Module):
     correction: Tensor
 
     def __init__(
-        self, rate_hz: int, hop_samples: int, lags: int, lowest_hz: float, highest_hz: float
+        self,
+        rate_hz: int,
+        hop_samples: int,
+        *,
+        lowest_hz: float = 60.0,
+        highest_hz: float = 400.0,
+        lags: int = 48,
+        shifts: int = 8,
+        hops_before: tuple[int, ...] = (4, 8, 12),
     ) -> None:
         super().__init__()
         self.hop_samples, self.size = hop_samples, rate_hz // 25
+        self.shifts, self.hops_before = shifts, hops_before
+        self.features = 1 + len(hops_before) * (2 * shifts + 1)
         hz = highest_hz * (lowest_hz / highest_hz) ** torch.linspace(0, 1, lags)
         self.register_buffer("lags", (rate_hz / hz).round().long(), persistent=False)
         window = torch.hann_window(self.size)
@@ -39,7 +52,7 @@ class Periodicity(nn.Module):
         self.register_buffer("correction", own[0] / own[self.lags], persistent=False)
 
     def forward(self, samples: Tensor, history: History | None = None) -> Tensor:
-        before = self.size - self.hop_samples
+        before, longest = self.size - self.hop_samples, max(self.hops_before)
         if history is None:
             padded = nn.functional.pad(samples, (before, 0))
         else:
@@ -49,7 +62,21 @@ class Periodicity(nn.Module):
         power = torch.fft.rfft(frames, 2 * self.size).abs().square()
         correlation = torch.fft.irfft(power)  # [R, M, 2 size]
         energy = correlation[..., :1] + 1e-5  # of a window at -80 dB full scale, about
-        return correlation[..., self.lags] / energy * self.correction
+        voice = (correlation[..., self.lags] / energy * self.correction).clamp(min=0)  # [R, M, B]
+        voice = voice / (voice.norm(dim=-1, keepdim=True) + 0.1)
+        if history is None:
+            past = nn.functional.pad(voice, (0, 0, longest, 0))
+        else:
+            past = torch.cat((history.past(self, "v", voice, longest, len(self.lags)), voice), 1)
+            history.remember(self, "v", past[:, -longest:])
+        shifted = nn.functional.pad(voice, (self.shifts, self.shifts))
+        shifted = shifted.unfold(-1, len(self.lags), 1)  # [R, M, 2 shifts + 1, B]
+        count = voice.shape[1]
+        moved = [
+            (shifted @ past[:, longest - hops :][:, :count, :, None])[..., 0]
+            for hops in self.hops_before
+        ]
+        return torch.cat((voice.amax(-1, keepdim=True), *moved), dim=-1)
 
 
 def track_pitch(

@@ -27,10 +27,17 @@ class Sampling:
     """Only the k likeliest ids; 0 for all."""
     top_p: float = 1.0
     """Only the likeliest ids that together reach this probability, after `top_k`."""
+    rest: int | None = None
+    """The id of silence. At temperature 0, silence then gives way to the likeliest other id where
+    all of these together reach `onset`: there are many ways to begin, and each of them is less
+    likely than to go on saying nothing."""
+    onset: float = 0.5
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
             raise ConfigError(f"temperature={self.temperature}: must not be negative")
+        if not 0 < self.onset <= 1:
+            raise ConfigError(f"onset={self.onset}: must be above 0 and at most 1")
         if self.top_k < 0:
             raise ConfigError(f"top_k={self.top_k}: must not be negative")
         if not 0 < self.top_p <= 1:
@@ -40,7 +47,12 @@ class Sampling:
 def sample(logits: Tensor, sampling: Sampling, seeds: Tensor, draws: Tensor) -> Tensor:
     """[R, D, K] -> [R, D]. `seeds` and `draws` are [R] int64: which sequence, and how far in it."""
     if sampling.temperature == 0:
-        return logits.argmax(-1)
+        if sampling.rest is None:
+            return logits.argmax(-1)
+        silent = logits.float().softmax(-1)[..., sampling.rest]  # [R, D]
+        sounds = logits.clone()
+        sounds[..., sampling.rest] = -torch.inf
+        return torch.where(1 - silent >= sampling.onset, sounds.argmax(-1), sampling.rest)
     scores = logits.float() / sampling.temperature
     noise = gumbel(seeds, draws, scores.shape[1:])
     if not sampling.top_k and sampling.top_p == 1:

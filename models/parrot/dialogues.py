@@ -35,7 +35,7 @@ class DialogueOptions:
     The defaults give about the mean lengths of pauses, gaps and overlaps in Fisher's telephone
     calls (Nguyen et al. 2022, "dGSLM", table 2, per minute: 7.0 pauses of 5.5 s in all, 7.5 gaps of
     4.4 s, 6.5 overlaps of 3.6 s); turns of a few words are too short for their numbers.
-    `configs/tiny-dialogues.yaml` is for an agent that answers at once.
+    `configs/dialogues/tiny.yaml` is for an agent that answers at once.
     """
 
     length_s: Range = (22.0, 36.0)

@@ -20,6 +20,9 @@ export class Conversation {
   #audio;
   #connection;
   #hearing = false;
+  #yields = true; // to the person's speech; else the server alone decides
+  #answers = true; // every turn of the person gets a response
+  #transcribed = true; // the person's words come as text
   #thinking = false;
   #responses = new Set();
   #committed = false; // a spoken turn waits for its answer
@@ -235,22 +238,27 @@ export class Conversation {
     const itemId = event.item_id;
     switch (event.type) {
       case "session.created":
+        this.#configured(event.session);
         this.#opened();
+        break;
+      case "session.updated":
+        this.#configured(event.session);
         break;
       case "input_audio_buffer.speech_started":
         this.#hearing = true;
         this.#utterance = itemId;
-        if (!this.#audio.playing) this.#view.person(itemId);
-        this.#flush();
+        if (!this.#audio.playing && this.#transcribed) this.#view.person(itemId);
+        if (this.#yields) this.#flush();
+        if (!this.#answers) this.#committed = true; // it may be answered before it is over
         break;
       case "input_audio_buffer.speech_stopped":
         this.#hearing = false;
         break;
       case "input_audio_buffer.committed":
         this.#utterance = null;
-        this.#view.person(itemId);
+        if (this.#transcribed) this.#view.person(itemId);
         this.#view.parleyResumed();
-        if (!this.pushToTalk) this.#thinking = this.#committed = true;
+        if (!this.pushToTalk && this.#answers) this.#thinking = this.#committed = true;
         break;
       case "input_audio_buffer.cleared":
         if (this.#utterance) this.#view.drop(this.#utterance);
@@ -298,6 +306,13 @@ export class Conversation {
     const text = response.output_modalities?.[0] === "text";
     if (response.status !== "completed" || !item || text) this.#thinking = false;
     this.#view.parleyDone();
+  }
+
+  #configured(session) {
+    const input = session.audio?.input;
+    this.#yields = input?.turn_detection?.interrupt_response !== false;
+    this.#answers = input?.turn_detection?.create_response !== false;
+    this.#transcribed = input?.transcription != null;
   }
 
   #opened() {

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.clips import (
     PAUSE_S,
     Clip,
+    filtered,
     joined,
     make_clips,
     make_interruptions,
@@ -99,3 +100,11 @@ def test_every_phrase_can_pause_somewhere() -> None:
         assert breaks
         assert all(0 < at < len(words) for at in breaks)
         assert not {"|", "/"} & set(words)
+
+
+def test_filtering_is_convolution() -> None:
+    rng = np.random.default_rng(0)
+    samples = rng.standard_normal(1000).astype(np.float32)
+    for taps in (1, 37):
+        response = rng.standard_normal(taps)
+        assert np.allclose(filtered(samples, response), np.convolve(samples, response)[:1000])

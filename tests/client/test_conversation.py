@@ -121,6 +121,24 @@ async def test_playback_is_reported_while_playing_and_at_once_after_a_flush(
     assert talk.playback.depth_samples == 400 * MS
 
 
+async def test_speech_flushes_nothing_where_the_server_says_that_it_interrupts_nothing() -> None:
+    talk, out = conversation()
+    session = {"audio": {"input": {"turn_detection": {"interrupt_response": False}}}}
+
+    async def script(peer: Peer) -> None:
+        await peer.send("session.updated", session=session)
+        await peer.send_audio("a", 0, tone(500 * MS))
+        await peer.send("input_audio_buffer.speech_started", item_id="u")
+        await out.all_events_handled(peer)
+        assert talk.playback.depth_samples == 500 * MS
+        await peer.send("session.updated", session={"audio": {"input": {"turn_detection": {}}}})
+        await peer.send("input_audio_buffer.speech_started", item_id="v")
+        await out.all_events_handled(peer)
+        assert talk.playback.depth_samples == 0
+
+    await hold(script, talk)
+
+
 async def test_other_servers_are_told_by_truncation_and_stale_audio_is_dropped() -> None:
     truncations = []
     talk, out = conversation()

@@ -235,10 +235,23 @@ def test_every_openai_voice_speaks_and_no_two_are_alike(bench: Bench, ticket: Ti
 
 def test_voices_of_other_languages_and_variants(bench: Bench, ticket: Ticket) -> None:
     assert {"de", "en-gb", "en-us+f3"} < set(bench.stage.voices)
+    languages = bench.stage.languages
+    assert (languages["alloy"], languages["de"], languages["en-us+f3"]) == ("en-us", "de", "en-us")
     for name in ("de", "DE+M3", "pt-br+Andrea"):
         *speech, last = bench.speak(Say(ticket, "Hallo.", 0, voice=name))
         assert last == Spoken(ticket, 0)
         assert speech
+
+
+def test_the_configured_voice_comes_first() -> None:
+    stage = EspeakTTS(EspeakOptions(voice="de+m3"), emit=lambda message: None)
+    stage.setup()
+    try:
+        assert stage.voices[:2] == ("de+m3", "alloy")
+        assert len(set(stage.voices)) == len(stage.voices)
+        assert (stage.languages["de+m3"], stage.languages["alloy"]) == ("de", "de")
+    finally:
+        stage.teardown()
 
 
 @pytest.mark.parametrize("name", ["nobody", "en-us+nobody", "+f3", "en-us+", "../../etc", ""])

@@ -277,6 +277,13 @@ def test_audio_goes_to_stt_before_its_voice(ear: Ear, ticket: Ticket) -> None:
     assert [type(message) for message in ear.log] == [Heard, Voice] * 20
 
 
+def test_what_is_heard_says_in_which_language(ear: Ear, ticket: Ticket) -> None:
+    ear.process(Listen(ticket, ticket.child(), 0, "de"))
+    ear.hear(ticket, spoken("Hello there.")[: 4 * WINDOW])
+    found = [message.language for message in ear.log if isinstance(message, Heard)]
+    assert found == ["de"] * 4
+
+
 def test_a_finish_is_behind_all_audio_and_loses_none(ear: Ear, ticket: Ticket) -> None:
     audio = spoken("The quick brown fox jumps over the lazy dog.")[: 60 * WINDOW]
     cut = 25 * WINDOW + 333

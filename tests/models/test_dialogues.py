@@ -26,7 +26,7 @@ from models.parrot.statistics import mean_of
 from models.parrot.synthesis import RATE_HZ, Speaker, Synthesizer
 
 RECIPE = load_options(
-    Path(__file__).parents[2] / "models" / "parrot" / "configs" / "tiny-dialogues.yaml"
+    Path(__file__).parents[2] / "models" / "parrot" / "configs" / "dialogues" / "tiny.yaml"
 )
 DRY = RoomOptions((90, 90), (0, 0), (0, 0), 0, (0, 0), 0, echo_share=0, telephone_share=0)
 DRY_ROOM = Room(90, 0, 0, None, 0, None, 0, None, 0, 2000, False)

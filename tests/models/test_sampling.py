@@ -82,3 +82,12 @@ def test_seeds_draws_and_places_have_noise_of_their_own() -> None:
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Sampling(**wrong)  # type: ignore[arg-type]
+
+
+def test_speech_begins_where_all_its_codes_together_are_likely() -> None:
+    shares = LOGITS.softmax(-1)  # of the first one 0.53
+    silent = Sampling(rest=0, onset=0.6)
+    assert frequencies(silent, rows=10)[0] == 1
+    spoken = Sampling(rest=0, onset=float(1 - shares[0]) - 0.01)
+    assert frequencies(spoken, rows=10)[2] == 1
+    assert frequencies(Sampling(rest=3, onset=0.9), rows=10)[0] == 1

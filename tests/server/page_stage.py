@@ -7,7 +7,7 @@ import dataclasses
 import json
 import threading
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,10 @@ class Gated:
     @property
     def voices(self) -> tuple[str, ...]:
         return self.stages.voices
+
+    @property
+    def voice_languages(self) -> Mapping[str, str]:
+        return self.stages.voice_languages
 
     def hear(self, message: AudioIn | Retain | Listen | Finish) -> None:
         if isinstance(message, AudioIn) and np.std(message.samples) < NOISE_LEVEL:

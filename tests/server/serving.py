@@ -12,6 +12,7 @@ import uvicorn
 
 from server import app
 from server.__main__ import WebSocketProtocol
+from server.brains import Cascade
 from server.hub import Hub
 from server.metrics import Metrics
 from server.options import ServerOptions
@@ -35,7 +36,15 @@ class Serving:
 async def serving(**options: Any) -> AsyncIterator[Serving]:
     loop = asyncio.get_running_loop()
     stages = ScriptedStages(loop)
-    hub = Hub(ServerOptions(**options), TurnSettings(), fake_config(), stages, Metrics(), loop)
+    given = ServerOptions(**options)
+    hub = Hub(given, TurnSettings(), fake_config(), stages, Metrics(), loop, Cascade())
+    async with listening(hub) as port:
+        yield Serving(hub, stages, port)
+
+
+@contextlib.asynccontextmanager
+async def listening(hub: Hub) -> AsyncIterator[int]:
+    """The hub's server on a free port."""
     server = uvicorn.Server(
         uvicorn.Config(
             app.build(hub),
@@ -52,7 +61,7 @@ async def serving(**options: Any) -> AsyncIterator[Serving]:
     server.lifespan = server.config.lifespan_class(server.config)
     await server.startup()
     try:
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield Serving(hub, stages, port)
+        port: int = server.servers[0].sockets[0].getsockname()[1]
+        yield port
     finally:
         await server.shutdown()

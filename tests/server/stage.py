@@ -9,6 +9,7 @@ import numpy as np
 
 from handlers.audio import to_pcm16
 from handlers.messages import RATE_HZ
+from server.brains import Cascade
 from server.config import ServerVad, SessionConfig
 from server.hub import Hub
 from server.metrics import Metrics
@@ -45,6 +46,7 @@ class Stage:
             self.stages,
             self.metrics,
             self.clock,
+            Cascade(),
         )
         self.out = RecordingOutbox()
         self.session = Session(self.hub, self.out)

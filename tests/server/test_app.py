@@ -131,6 +131,7 @@ async def test_a_key_is_needed_where_one_is_set() -> None:
             assert ws.subprotocol == "parley.v1"
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as http:
             assert (await http.get("/metrics")).status_code == 401
+            assert (await http.get("/v1/audio/voices")).status_code == 401
             assert (await http.get("/healthz")).status_code == 200
 
 
@@ -264,6 +265,25 @@ async def test_draining_is_bounded() -> None:
         await until(ws, "response.created")
         await server.hub.drain()
         assert (await until_closed(ws)).code == 1001
+
+
+async def test_the_voices_and_one_that_there_is_not() -> None:
+    async with (
+        serving() as server,
+        connect(server.url) as ws,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as http,
+    ):
+        listed = (await http.get("/v1/audio/voices")).json()
+        assert listed["voices"] == [{"name": "alloy"}, {"name": "verse", "language": "en"}]
+        created = await receive(ws)
+        assert listed["default"] == created["session"]["audio"]["output"]["voice"]
+        await send(ws, "session.update", session={"voice": "nobody", "instructions": "Sing."})
+        error = (await until(ws, "error"))["error"]
+        assert (error["code"], error["param"]) == ("invalid_value", "session.audio.output.voice")
+        assert "'alloy', 'verse'" in error["message"]
+        await send(ws, "session.update", session={"voice": "verse"})
+        updated = (await until(ws, "session.updated"))["session"]
+        assert (updated["audio"]["output"]["voice"], updated["instructions"]) == ("verse", "")
 
 
 async def test_health_and_metrics() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handlers.messages import RATE_HZ, ChatMessage, WordMark
+from handlers.messages import RATE_HZ, ChatMessage, ToolUse, WordMark
 from server.conversation import BYTES_PER_S, Conversation
 from server.fields import WireError
 from server.items import (
@@ -253,7 +253,7 @@ def test_history_leaves_out_what_has_no_words() -> None:
         user("u", " "),
         text,
         FunctionCallItem("c", "f", "{}", "1"),
-        FunctionOutputItem("o", "1", "result"),
+        FunctionOutputItem("o", "2", "result"),
         spoken_reply("r"),
     ):
         conversation.add(item)
@@ -268,6 +268,37 @@ def test_history_leaves_out_what_has_no_words() -> None:
         conversation.set_transcript(other, "not theirs")
     assert conversation.history("")[0].content == "be polite"
     assert conversation.history("")[2].content == "answer"
+
+
+def test_calls_stand_where_they_were_made_with_their_outputs() -> None:
+    said = text_reply("t")
+    said.append_text("Let me see.")
+    items = (
+        user("u", "weather and time?"),
+        said,
+        FunctionCallItem("c1", "weather", "{}", "1"),
+        FunctionCallItem("c2", "time", "{}", "2"),
+        FunctionOutputItem("o2", "2", "noon"),
+        user("v", "well?"),
+        FunctionOutputItem("o1", "1", "sunny"),
+        FunctionCallItem("c3", "mood", "[]", "3"),
+        FunctionOutputItem("o3", "3", "good"),
+        FunctionCallItem("c4", "never answered", "{}", "4"),
+    )
+    weather, time, mood = (
+        ToolUse("1", "weather", "{}"),
+        ToolUse("2", "time", "{}"),
+        ToolUse("3", "mood", "[]"),
+    )
+    assert chat(items, "") == (
+        ChatMessage("user", "weather and time?"),
+        ChatMessage("assistant", "Let me see.", (weather, time)),
+        ChatMessage("tool", "sunny", call_id="1"),
+        ChatMessage("tool", "noon", call_id="2"),
+        ChatMessage("user", "well?"),
+        ChatMessage("assistant", "", (mood,)),
+        ChatMessage("tool", "good", call_id="3"),
+    )
 
 
 def test_references_stand_for_items() -> None:

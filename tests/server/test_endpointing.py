@@ -93,7 +93,7 @@ def test_dictated_numbers_may_go_on() -> None:
 
 
 def test_the_voice_decides_a_close_case() -> None:
-    close = ("tell me a story about a dragon", 0.12, 1400.0)
+    close = ("tell me a story about a dragon", 0.12, 1500.0)
     assert hold_ms(*close, FALLING) == SETTINGS.finished_ms
     assert hold_ms(*close, SUSTAINED) == SETTINGS.unsure_ms
 
@@ -118,6 +118,32 @@ def test_others_may_not(text: str) -> None:
     assert hangs(text.split())
 
 
+def test_a_turn_model_that_is_sure_counts_more_than_the_voice() -> None:
+    finished = Cues("set a timer for twenty five minutes", 0.21, FALLING, 1900.0)
+    assert POLICY.hold_ms(finished) == SETTINGS.finished_ms
+    assert POLICY.hold_ms(dataclasses.replace(finished, complete=0.5)) == SETTINGS.finished_ms
+    assert POLICY.hold_ms(dataclasses.replace(finished, complete=0.05)) == SETTINGS.unsure_ms
+    unsure = Cues("open", 0.01, None, 400.0)
+    assert POLICY.hold_ms(unsure) == SETTINGS.unsure_ms
+    assert POLICY.hold_ms(dataclasses.replace(unsure, complete=0.5)) == SETTINGS.unsure_ms
+    assert POLICY.hold_ms(dataclasses.replace(unsure, complete=0.95)) == SETTINGS.finished_ms
+
+
+def test_a_turn_model_does_not_count_more_than_plain_words() -> None:
+    hanging = Cues("my order number is", 0.042, SUSTAINED, 1100.0, complete=0.98)
+    assert POLICY.hold_ms(hanging) == SETTINGS.unfinished_ms
+    number = Cues("my number is zero seven seven", 0.2, FALLING, 2400.0, complete=0.98)
+    assert POLICY.hold_ms(number) == SETTINGS.unsure_ms
+    assert POLICY.hold_ms(Cues("yes", 0.22, None, 350.0, complete=0.02)) == SETTINGS.finished_ms
+
+
+@pytest.mark.parametrize("text", ["", "¿qué hora es?", "what time is it"])
+def test_a_turn_model_decides_where_there_is_no_other_evidence(text: str) -> None:
+    cues = Cues(text, None, None, 900.0)
+    assert POLICY.hold_ms(dataclasses.replace(cues, complete=0.95)) == SETTINGS.finished_ms
+    assert POLICY.hold_ms(dataclasses.replace(cues, complete=0.5)) == SETTINGS.unsure_ms
+
+
 def test_a_longer_wait_for_finished_turns_lengthens_the_others() -> None:
     patient = TextPolicy(TextPolicySettings(finished_ms=1000.0))
     assert patient.hold_ms(Cues("thank you", 0.32, None, 500.0)) == 1000.0
@@ -131,11 +157,18 @@ number = st.floats(allow_nan=False, allow_infinity=False, width=32)
 prosodies = st.none() | st.builds(Prosody, number, number, number, number, number)
 
 
-@given(st.text(), st.none() | st.floats(0.0, 1.0), prosodies, st.floats(0.0, 1e6))
+chance = st.none() | st.floats(0.0, 1.0)
+
+
+@given(st.text(), chance, prosodies, st.floats(0.0, 1e6), chance)
 def test_every_hold_is_within_the_settings(
-    text: str, end: float | None, prosody: Prosody | None, voiced_ms: float
+    text: str,
+    end: float | None,
+    prosody: Prosody | None,
+    voiced_ms: float,
+    complete: float | None,
 ) -> None:
-    hold = POLICY.hold_ms(Cues(text, end, prosody, voiced_ms))
+    hold = POLICY.hold_ms(Cues(text, end, prosody, voiced_ms, complete))
     assert SETTINGS.finished_ms <= hold <= SETTINGS.unfinished_ms
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import queue
 import threading
@@ -251,6 +252,22 @@ def test_a_spoken_turn_is_written_answered_heard_and_interrupted(stage: Stage, p
     page.evaluate("until(() => parley.status().answers_s.length === 2)")
     assert [side for side, _ in turns(page)] == ["person", "parley", "person", "parley"]
     assert stage.served.stages.asked[-1].messages[1].content.strip() == text
+
+
+def test_nothing_is_flushed_where_the_session_says_that_speech_interrupts_nothing(
+    stage: Stage, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = stage.served.hub
+    detection = dataclasses.replace(hub.default_config.server_vad, interrupt_response=False)
+    config = dataclasses.replace(hub.default_config, turn_detection=detection)
+    monkeypatch.setattr(hub, "default_config", config)
+    stage.listen_to((0.2, False), (0.5, True), (1.1, False), (0.5, True), (6.0, False))
+    stage.say(["hello"], "Said to its very end.")
+    click(page, "start")
+    until_state(page, "speaking")
+    until_state(page, "hearing")
+    stage.received.wait(lambda: stage.received.playback.count(stage.spoken_samples // 2) == 2)
+    assert status(page)["flushes"] == 0
 
 
 def test_a_cough_pauses_the_reply_which_resumes_where_it_was(stage: Stage, page: Page) -> None:

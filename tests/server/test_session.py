@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from handlers.audio import to_pcm16
-from handlers.messages import RATE_HZ, Failed
+from handlers.messages import RATE_HZ, Failed, Listen
 from tests.fakes import deliver, tone
 from tests.server.stage import Stage
 
@@ -49,6 +49,18 @@ def test_one_turn_gives_the_documented_sequence() -> None:
     types = collapsed(stage.take())
     assert types == TURN
     assert stage.history == [("user", "what time is it")]
+
+
+def test_the_language_that_the_client_names_goes_along_with_its_speech() -> None:
+    stage = Stage()
+    stage.speech(1.0)
+    stage.silence(3.0)
+    audio = {"input": {"transcription": {"language": "de"}}}
+    stage.send("session.update", session={"type": "realtime", "audio": audio})
+    stage.speech(1.0)
+    stage.silence(3.0)
+    found = [message for message in stage.stages.heard if isinstance(message, Listen)]
+    assert [listen.language for listen in found] == [None, "de"]
 
 
 def test_audio_is_whole_in_order_and_paced() -> None:

@@ -31,13 +31,14 @@ WINDOW = 768
 
 @dataclass
 class FixedPolicy:
-    """Holds by text: 'unfinished' texts end with 'and'."""
+    """Holds by the turn model, else by text: 'unfinished' texts end with 'and'."""
 
     seen: list[Cues] = field(default_factory=list)
 
     def hold_ms(self, cues: Cues) -> float:
         self.seen.append(cues)
-        return 1500.0 if cues.text.endswith("and") else 320.0
+        unfinished = cues.text.endswith("and") if cues.complete is None else cues.complete < 0.5
+        return 1500.0 if unfinished else 320.0
 
 
 class Scene:
@@ -143,6 +144,97 @@ def test_a_text_for_an_earlier_revision_is_ignored() -> None:
     scene.silence(96)
     assert scene.machine.transcript("old", 1, None, None, scene.now_s) == []
     assert scene.text("new") == [Speculate("new")]
+
+
+def test_better_words_that_come_later_revise_the_hold() -> None:
+    scene = Scene()
+    scene.speech(500)
+    scene.silence(96)
+    hear = scene.machine.transcript
+    assert hear("Right.", 1, None, None, scene.now_s, "call john and") == [Speculate("Right.")]
+    assert scene.silence(320) == []
+    late = hear("Right.", 1, 0.5, None, scene.now_s, "call john")
+    assert late == [EndTurn(scene.position, "Right.", respond=True)]
+
+
+def test_words_for_a_noise_in_which_the_quicker_recogniser_hears_none() -> None:
+    scene = Scene()
+    scene.speech(160)
+    scene.silence(96)
+    hear = scene.machine.transcript
+    assert hear("Thank you.", 1, None, None, scene.now_s, "") == []
+    assert [type(a) for a in scene.silence(640)] == [Drop]
+    scene = Scene()
+    scene.speech(160)
+    scene.silence(96)
+    hear = scene.machine.transcript
+    assert hear("Yes.", 1, None, None, scene.now_s, "") == []  # it has not got so far yet
+    assert hear("Yes.", 1, 0.5, None, scene.now_s, "yes") == [Speculate("Yes.")]
+
+
+def test_over_a_reply_the_quicker_recogniser_decides() -> None:
+    scene = Scene()
+    scene.machine.reply(True)
+    scene.speech(300)
+    hear = scene.machine.transcript
+    assert hear("", None, None, None, scene.now_s, "uh") == []
+    scene.silence(96)
+    assert hear("Thank you.", 1, None, None, scene.now_s, "uh") == []  # of a cough
+    better = hear("Thank you.", 1, 0.5, None, scene.now_s, "thank you")
+    assert better == [Interrupt(), Speculate("Thank you.")]
+
+
+def test_a_turn_model_revises_the_hold_when_it_answers() -> None:
+    scene = Scene()
+    scene.speech(500)
+    scene.silence(96)
+    scene.text("call john and")
+    assert scene.silence(320) == []
+    late = scene.machine.completeness(0.97, 1, scene.now_s)
+    assert late == [EndTurn(scene.position, "call john and", respond=True)]
+    scene = Scene()
+    scene.speech(500)
+    scene.silence(96)
+    scene.text("yes please")
+    assert scene.machine.completeness(0.02, 1, scene.now_s) == []
+    assert scene.silence(1300) == []
+    assert [type(a) for a in scene.silence(160)] == [EndTurn]
+
+
+def test_a_turn_model_may_answer_before_the_text() -> None:
+    scene = Scene()
+    scene.speech(500)
+    scene.silence(96)
+    assert scene.machine.completeness(0.97, 1, scene.now_s) == []
+    assert scene.silence(320) == []
+    assert [type(a) for a in scene.text("call john and")] == [Speculate, EndTurn]
+    assert [cues.complete for cues in scene.policy.seen] == [0.97]
+
+
+def test_a_turn_model_that_answers_too_late_changes_nothing() -> None:
+    scene = Scene()
+    scene.speech(500)
+    scene.silence(96)
+    scene.text("call john and")
+    scene.silence(320)
+    scene.speech(32)  # the next window tells whether the speaker goes on
+    assert scene.machine.completeness(0.97, 1, scene.now_s) == []
+    scene.speech(64)
+    assert scene.machine.completeness(0.97, 1, scene.now_s) == []
+    scene.silence(96)
+    assert scene.machine.completeness(0.97, 1, scene.now_s) == []
+    scene.text("call john and mary and")
+    assert scene.policy.seen[-1].complete is None
+
+
+def test_a_turn_model_has_no_say_about_a_sound_over_a_reply() -> None:
+    scene = Scene()
+    scene.machine.reply(True)
+    scene.speech(200)
+    scene.silence(96)
+    scene.text("uh huh")
+    assert scene.machine.completeness(0.0, 1, scene.now_s) == []
+    assert [type(a) for a in scene.silence(320)] == [Drop, Resume]
 
 
 def test_noise_without_words_is_dropped() -> None:
@@ -350,6 +442,8 @@ EVENTS = st.lists(
     st.one_of(
         st.tuples(st.just("voice"), st.floats(0, 1), st.integers(1, 40)),
         st.tuples(st.just("text"), st.sampled_from(["", "stop", "mm", "so and"]), st.booleans()),
+        st.tuples(st.just("heard"), st.sampled_from(["", "stop", "mm"]), st.booleans()),
+        st.tuples(st.just("complete"), st.floats(0, 1), st.integers(0, 1)),
         st.tuples(
             st.sampled_from(["tick", "commit", "clear", "fail", "reply", "unreply", "manual"]),
             st.floats(0, 2),
@@ -376,6 +470,11 @@ def test_any_order_of_events_keeps_the_protocol_of_actions(events: list[tuple]) 
             case "text":
                 revision = None if extra else machine.revision
                 actions = machine.transcript(value, revision, None, None, scene.now_s)
+            case "heard":
+                text, revision = "Canned." if extra else "", machine.revision
+                actions = machine.transcript(text, revision, None, None, scene.now_s, value)
+            case "complete":
+                actions = machine.completeness(value, machine.revision - extra, scene.now_s)
             case "tick":
                 scene.now_s += value
                 actions = machine.tick(scene.now_s)

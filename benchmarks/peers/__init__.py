@@ -1,0 +1,1 @@
+"""Parley beside other servers over the same stub models: `python -m benchmarks.peers`."""

@@ -1,0 +1,188 @@
+"""The first of the three duplex stages: it keeps the time, and turns what people say into codes."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from handlers.base import CannotServe, StageError
+from handlers.duplex.stage import DuplexStage
+from handlers.duplex.stream import StreamSettings, UserStream
+from handlers.messages import RATE_HZ, AudioIn, Frame, Join, Message, Skipped, Tick, Ticked
+from handlers.ticket import Ticket
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_UNDER_WAY = 3
+"""Ticks begun and not over: one in each stage."""
+OVERLOADED_S = 5.0
+NO_ROW = StageError("session_limit_reached", "Every row of the model is taken; try again later.")
+
+
+class _Nobody:
+    def receive(self, message: Message) -> None: ...
+
+
+class _Session:
+    def __init__(self, row: int, settings: StreamSettings) -> None:
+        self.row = row
+        self.stream = UserStream(settings)
+        self.number = 0  # of the next frame
+
+
+class DuplexEncoder(DuplexStage):
+    """Every frame's length a tick: a frame of each session, encoded, all in one message to the LM.
+
+    A tick that is late is made up for, one after another; of more than `max_tick_late_ms` the
+    rest is skipped, everybody's audio of that time with it, so that nothing ever runs behind.
+    Without sessions there are no ticks.
+    """
+
+    stage: ClassVar[str] = "duplex_encoder"
+
+    def __init__(self, *given: Any, **links: Any) -> None:
+        super().__init__(*given, **links)
+        self._own = Ticket(_Nobody(), self.stage)
+        self._sessions: dict[Ticket, _Session] = {}
+        self._free = list(range(self.options.rows))
+        self._joined: list[tuple[Ticket, int]] = []
+        self._left: list[Ticket] = []
+        self._under_way = 0
+        self._next_s = 0.0  # when the next tick is due
+        self._skipped_s: float | None = None  # when ticks were last skipped
+
+    @property
+    def overloaded(self) -> bool:
+        """Ticks were skipped within the last `OVERLOADED_S`. For any thread."""
+        return self._skipped_s is not None and self.clock() - self._skipped_s < OVERLOADED_S
+
+    def load(self) -> None:
+        import torch
+
+        from handlers.duplex.resample import FrameResampler
+        from handlers.duplex.rows import RowBank
+
+        options, speech = self.options, self.parts.tokenizer()
+        samples = speech.frame_samples * RATE_HZ / speech.sample_rate_hz
+        if not samples.is_integer():
+            raise CannotServe(
+                f"the tokenizer's frames of {speech.frame_samples} samples at "
+                f"{speech.sample_rate_hz} Hz are no whole number of samples at {RATE_HZ} Hz"
+            )
+        self._frame_samples = int(samples)
+        self._frame_s = samples / RATE_HZ
+        self._settings = StreamSettings(
+            self._frame_samples,
+            jitter_samples=round(options.jitter_ms * RATE_HZ / 1000),
+            max_late_samples=round(options.max_late_ms * RATE_HZ / 1000),
+        )
+        self._silence = np.zeros(self._frame_samples, np.float32)
+        self._resampler = FrameResampler(
+            RATE_HZ, speech.sample_rate_hz, self._frame_samples, options.rows
+        )
+        self._bank = RowBank(speech.encode, speech.encoder_state, options.rows, self.parts.device)
+        self._bank.step({0: torch.zeros(speech.frame_samples)})  # the first call is a slow one
+
+    def process(self, batch: Sequence[Message]) -> Iterable[Message]:
+        now_s = self.clock()
+        for message in batch:
+            match message:
+                case Join(ticket):
+                    yield from self._join(ticket, now_s)
+                case AudioIn(ticket, samples):
+                    if ticket in self._sessions:
+                        self._sessions[ticket].stream.push(samples)
+                case Ticked():
+                    self._under_way -= 1
+        self._let_go()
+        may = self._under_way < MAX_UNDER_WAY
+        if may and now_s >= self._next_s and (self._sessions or self._left):
+            yield from self._tick(now_s)
+            may = self._under_way < MAX_UNDER_WAY
+        self.due_s = self._next_s if may and self._sessions else None
+
+    def _join(self, ticket: Ticket, now_s: float) -> Iterable[Message]:
+        self._let_go()
+        if not self._free:
+            yield from self.failed([ticket], NO_ROW)
+            return
+        if not self._sessions:
+            self._next_s = max(self._next_s, now_s)
+        row = heapq.heappop(self._free)
+        self._sessions[ticket] = _Session(row, self._settings)
+        self._joined.append((ticket, row))
+        self._resampler.reset(row)
+        self._bank.reset(row)
+        self.duplex.rows_in_use(len(self._sessions))
+
+    def _let_go(self) -> None:
+        """The rows of those who have gone are free."""
+        for ticket in [ticket for ticket in self._sessions if not ticket.live]:
+            row = self._sessions.pop(ticket).row
+            heapq.heappush(self._free, row)
+            if (ticket, row) in self._joined:  # nobody else has heard of it
+                self._joined.remove((ticket, row))
+            else:
+                self._left.append(ticket)
+            self.duplex.rows_in_use(len(self._sessions))
+
+    def _tick(self, now_s: float) -> Iterable[Message]:
+        late_s = now_s - self._next_s
+        self.duplex.ticked(late_s)
+        if late_s * 1000 > self.options.max_tick_late_ms:
+            self._skip(int(late_s / self._frame_s))
+            yield from self._passed_over("overload")
+        self._next_s += self._frame_s
+        frames: tuple[Frame, ...] = ()
+        try:
+            frames = self._encode()
+        except Exception as error:
+            yield from self.failed(self._sessions, error)
+        yield from self._passed_over("late")
+        self._under_way += 1
+        self.forward(Tick(self._own, now_s, tuple(self._joined), tuple(self._left), frames))
+        self._joined, self._left = [], []
+
+    def _skip(self, ticks: int) -> None:
+        self._skipped_s = self.clock()
+        self.duplex.ticks_skipped(ticks)
+        self._next_s += ticks * self._frame_s
+        for session in self._sessions.values():
+            session.number += ticks
+            session.stream.skip(ticks)
+
+    def _passed_over(self, reason: Any) -> Iterable[Message]:
+        for ticket, session in self._sessions.items():
+            samples, session.stream.passed_over = session.stream.passed_over, 0
+            if samples:
+                self.duplex.audio_skipped(reason, samples)
+                yield Skipped(ticket, samples, reason)
+
+    def _encode(self) -> tuple[Frame, ...]:
+        """The next frame of every session."""
+        if not self._sessions:
+            return ()
+        sessions = list(self._sessions.values())
+        taken = [session.stream.take() for session in sessions]
+        self.duplex.silence_substituted(sum(samples is None for samples in taken))
+        rows = [session.row for session in sessions]
+        heard = np.stack([self._silence if samples is None else samples for samples in taken])
+        codes = self._codes(rows, self._resampler.push(heard, rows))
+        frames = []
+        for ticket, session in self._sessions.items():
+            position = session.stream.position
+            frames.append(Frame(ticket, session.number, position, codes[session.row][0]))
+            session.number += 1
+        return tuple(frames)
+
+    def _codes(self, rows: Sequence[int], samples: Any) -> dict[int, Tensor]:
+        """[n, frame_samples] of these rows → per row [1, D]."""
+        import torch
+
+        given = dict(zip(rows, torch.from_numpy(samples), strict=True))
+        codes: dict[int, Tensor] = self._bank.step(given)
+        return codes

@@ -1,0 +1,1 @@
+"""VITS on transformers: text in, speech out, sounded piece by piece."""

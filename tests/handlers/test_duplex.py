@@ -1,0 +1,354 @@
+"""The duplex stages on a virtual clock: ticks, rows, late audio, overload; scripted models."""
+
+import pytest
+
+pytest.importorskip("torch", reason="the duplex brain needs torch")
+pytest.importorskip("transformers", reason="the duplex brain needs transformers")
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from handlers.base import CannotServe, Handler
+from handlers.duplex.decoder import DuplexDecoder
+from handlers.duplex.encoder import MAX_UNDER_WAY, OVERLOADED_S, DuplexEncoder
+from handlers.duplex.lm import DuplexModel
+from handlers.duplex.options import ParrotOptions
+from handlers.duplex.parts import Checkpoint
+from handlers.duplex.rows import RowBank
+from handlers.messages import (
+    RATE_HZ,
+    AudioIn,
+    Failed,
+    Join,
+    Message,
+    Samples,
+    Skipped,
+    Tick,
+    Uttered,
+)
+from handlers.ticket import Ticket
+from models.common.tokens import RowState
+from server.metrics import Metrics
+from tests.duplex_fakes import FRAME_S, FRAME_SAMPLES, Repeater, Scripted, sound
+
+FRAME = FRAME_SAMPLES
+
+
+def steps(count: int, first: int = 1) -> Samples:
+    """Audible frames that can be told apart: all samples of frame n are (first + n) / 1000."""
+    values = np.repeat(np.arange(first, first + count) / 1000, FRAME)
+    return values.astype(np.float32)
+
+
+class TestRowBank:
+    def test_rows_step_reset_and_rest_alone(self) -> None:
+        sizes: list[int] = []
+
+        def add_up(given: Any, state: RowState, active: Any) -> Any:
+            sizes.append(state.rows)
+            total = state.kept("sum", (1,), given) + given
+            state.keep("sum", total, active)
+            return total
+
+        bank = RowBank(add_up, RowState, rows=6, device="cpu")
+        one = torch.ones(1)
+        assert bank.step({0: one}) == {0: one}
+        assert sizes == [4]
+        out = bank.step({0: one, 3: 5 * one, 4: 2 * one})
+        assert {row: float(value) for row, value in out.items()} == {0: 2.0, 3: 5.0, 4: 2.0}
+        assert sizes == [4, 4, 2]  # six rows in all
+        bank.reset(3)
+        out = bank.step({3: one, 4: one})
+        assert {row: float(value) for row, value in out.items()} == {3: 1.0, 4: 3.0}
+        assert float(bank.step({0: one})[0]) == 3.0
+
+
+class Rig:
+    """The three stages, run by hand on a clock that moves when told."""
+
+    def __init__(self, rows: int = 4, **options: Any) -> None:
+        self.now_s = 100.0
+        self.lm = Repeater(rows)
+        self.metrics = Metrics()
+        self.out: list[Message] = []
+        self.ticks: list[Tick] = []
+        self.held = False  # the LM hangs: ticks wait
+        self._waiting: list[Message] = []
+        links: dict[str, Any] = {
+            "emit": self.out.append,
+            "observer": self.metrics,
+            "clock": lambda: self.now_s,
+        }
+        given = (ParrotOptions(rows=rows, **options), Scripted(self.lm))
+        self.encoder = DuplexEncoder(*given, forward=self._to_lm, **links)
+        self.model = DuplexModel(*given, forward=self._to_decoder, **links)
+        self.decoder = DuplexDecoder(*given, forward=self._waiting.append, **links)
+        for stage in (self.encoder, self.model, self.decoder):
+            stage.setup()
+        self.lm.closed.clear()  # the warm-up
+
+    def _to_lm(self, message: Message) -> None:
+        assert isinstance(message, Tick)
+        self.ticks.append(message)
+        if not self.held:
+            self._emit(self.model, [message])
+
+    def _to_decoder(self, message: Message) -> None:
+        self._emit(self.decoder, [message])
+
+    def _emit(self, stage: Handler[Any], batch: Sequence[Message]) -> None:
+        for message in stage.process(batch):
+            stage.emit(message)
+
+    def release(self) -> None:
+        """The LM works again."""
+        self.held = False
+        for tick in self.ticks[-MAX_UNDER_WAY:]:
+            self._emit(self.model, [tick])
+
+    def give(self, *messages: Message) -> None:
+        """The stage thread takes these, and what came back from the decoder."""
+        batch = [*self._waiting, *messages]
+        self._waiting.clear()
+        self._emit(self.encoder, batch)
+
+    def run(self, seconds: float) -> None:
+        """Let time pass, serving the encoder whenever it is due."""
+        end_s = self.now_s + seconds
+        while True:
+            due_s = self.encoder.due_s
+            if self._waiting and due_s is None:
+                due_s = self.now_s
+            if due_s is None or due_s > end_s + 1e-9:
+                break
+            self.now_s = max(self.now_s, due_s)
+            self.give()
+        self.now_s = end_s
+
+    def uttered(self, ticket: Ticket) -> list[Uttered]:
+        return [m for m in self.out if isinstance(m, Uttered) and m.ticket is ticket]
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(f"parley_{name}", labels) or 0.0
+
+
+class Nobody:
+    def receive(self, message: Message) -> None: ...
+
+
+def ticket(name: str = "") -> Ticket:
+    return Ticket(Nobody(), name)
+
+
+class TestStages:
+    def test_every_frame_of_a_person_gets_one_of_the_model_on_time(self) -> None:
+        rig, me = Rig(), ticket()
+        rig.give(Join(me))
+        rig.give(AudioIn(me, np.concatenate([sound(0.2, 0.0), sound(0.4, 0.5)]), 0))
+        rig.run(1.0)
+        frames = rig.uttered(me)
+        assert [frame.number for frame in frames] == list(range(26))
+        assert all(len(frame.samples) == FRAME for frame in frames)
+        loud = [frame.number for frame in frames if frame.level_db > -20]
+        assert loud == list(range(6, 17)) or loud == list(range(6, 16))
+        assert frames[-1].heard_sample == round(0.6 * RATE_HZ)
+        assert rig.metric("tick_lateness_seconds_count") == 26
+        assert rig.metric("tick_lateness_seconds_sum") == pytest.approx(0, abs=1e-6)
+
+    def test_no_sessions_no_ticks(self) -> None:
+        rig, me = Rig(), ticket()
+        rig.run(1.0)
+        assert rig.encoder.due_s is None
+        rig.give(Join(me))
+        rig.run(0.4)
+        me.cancel()
+        rig.run(1.0)
+        assert rig.encoder.due_s is None
+        assert rig.metric("rows_in_use") == 0
+        assert rig.lm.sessions == {}
+        assert len(rig.lm.closed) == 1
+
+    def test_sessions_share_a_tick_and_each_hears_its_own(self) -> None:
+        rig, people = Rig(), [ticket(str(n)) for n in range(3)]
+        for n, me in enumerate(people):
+            rig.give(Join(me), AudioIn(me, sound(1.0, 0.2 * (n + 1)), 0))
+        before = len(rig.ticks)
+        rig.run(0.4)
+        assert len(rig.ticks) - before == 10
+        assert all(len(tick.frames) == 3 for tick in rig.ticks[before:])
+        for n, me in enumerate(people):
+            assert rig.lm.sessions[me][-1][0] == pytest.approx(20 * (n + 1), abs=1)
+            assert np.abs(rig.uttered(me)[-1].samples).max() == pytest.approx(
+                0.2 * (n + 1), abs=0.02
+            )
+
+    def test_a_row_is_free_as_soon_as_somebody_leaves_in_mid_tick(self) -> None:
+        rig = Rig(rows=2)
+        a, b, c, d = (ticket(name) for name in "abcd")
+        rig.give(Join(a), Join(b), AudioIn(a, sound(1.0, 0.5), 0))
+        rig.run(0.2)
+        rig.give(Join(c))
+        assert [(m.ticket, m.code) for m in rig.out if isinstance(m, Failed)] == [
+            (c, "session_limit_reached")
+        ]
+        a.cancel()
+        rig.give(Join(d), AudioIn(d, sound(1.0, 0.3), 0))
+        rig.run(0.2)
+        assert set(rig.lm.sessions) == {b, d}
+        assert {code for code, _ in rig.lm.sessions[d]} <= {30, 0}
+        assert not any(isinstance(m, Failed) and m.ticket is d for m in rig.out)
+        assert [frame.number for frame in rig.uttered(b)] == list(range(11))
+
+    def test_who_comes_and_goes_between_two_ticks_never_was(self) -> None:
+        rig, a, b, c = Rig(rows=2), ticket(), ticket(), ticket()
+        rig.give(Join(a))
+        rig.now_s += 0.01
+        rig.give(Join(b))
+        b.cancel()
+        rig.give()
+        rig.give(Join(c))
+        rig.run(0.1)
+        assert set(rig.lm.sessions) == {a, c}
+        assert rig.lm.closed == []
+
+    def test_missing_audio_is_silence_and_is_counted(self) -> None:
+        rig, me = Rig(), ticket()
+        rig.give(Join(me))
+        rig.run(0.4)
+        assert rig.metric("silence_frames_total") == 11
+        assert [code for code, _ in rig.lm.sessions[me]] == [0] * 11
+
+    def test_late_ticks_are_made_up_for(self) -> None:
+        rig, me = Rig(), ticket()
+        rig.give(Join(me), AudioIn(me, steps(50), 0))
+        rig.run(0.4)
+        rig.now_s += 0.2  # the thread slept
+        rig.run(0.0)
+        assert [frame.number for frame in rig.uttered(me)] == list(range(16))
+        assert rig.metric("ticks_skipped_total") == 0
+        assert rig.encoder.due_s == pytest.approx(100.0 + 16 * FRAME_S)
+
+    def test_too_late_ticks_are_skipped_by_name_and_the_channels_stay_together(self) -> None:
+        rig, me = Rig(), ticket()
+        rig.give(Join(me), AudioIn(me, steps(100), 0))
+        rig.run(0.4)
+        assert not rig.encoder.overloaded
+        rig.now_s += 1.01
+        rig.run(0.0)
+        told = [m for m in rig.out if isinstance(m, Skipped)]
+        assert [(m.samples, m.reason) for m in told] == [(24 * FRAME, "overload")]
+        assert rig.metric("ticks_skipped_total") == 24
+        assert rig.metric("audio_skipped_seconds_total", reason="overload") == pytest.approx(0.96)
+        last = rig.uttered(me)[-1]
+        assert last.heard_sample == (last.number + 1) * FRAME
+        assert rig.encoder.due_s == pytest.approx(100.0 + (last.number + 1) * FRAME_S)
+        assert rig.encoder.overloaded
+        rig.now_s += OVERLOADED_S
+        assert not rig.encoder.overloaded
+
+    def test_a_stage_that_hangs_holds_the_ticks_up_and_nothing_piles_up(self) -> None:
+        rig, me = Rig(), ticket()
+        rig.give(Join(me), AudioIn(me, steps(200), 0))
+        rig.held = True
+        began = len(rig.ticks)
+        rig.run(2.0)
+        assert len(rig.ticks) - began <= MAX_UNDER_WAY
+        assert rig.encoder.due_s is None
+        rig.release()
+        rig.run(0.2)
+        assert rig.metric("ticks_skipped_total") > 0
+        last = rig.uttered(me)[-1]
+        assert last.heard_sample == (last.number + 1) * FRAME
+        assert last.number == pytest.approx(2.2 / FRAME_S, abs=3)
+
+    def test_a_broken_model_fails_its_sessions_by_name_and_the_stages_go_on(self) -> None:
+        rig, a, b = Rig(), ticket(), ticket()
+        rig.give(Join(a))
+        rig.run(0.2)
+        rig.lm.broken = True
+        rig.run(0.04)
+        failed = [m for m in rig.out if isinstance(m, Failed)]
+        assert [(m.ticket, m.code) for m in failed] == [(a, "duplex_lm_error")]
+        a.cancel()
+        rig.lm.broken = False
+        rig.give(Join(b), AudioIn(b, sound(1.0, 0.5), 0))
+        rig.run(0.4)
+        assert rig.uttered(b)[-1].level_db > -20
+
+    def test_jitter_makes_no_drift(self) -> None:
+        """A minute of blocks of 20 ms that come up to 15 ms early or late."""
+        rig, me = Rig(rows=1), ticket()
+        rig.give(Join(me))
+        jitter = np.random.default_rng(1).uniform(-0.015, 0.015, 3_000)
+        block = np.zeros(480, np.float32)
+        for count, off_s in enumerate(jitter):
+            at_s = 100.0 + count * 0.02 + float(off_s)
+            rig.run(max(0.0, at_s - rig.now_s))
+            rig.give(AudioIn(me, block, count * 480))
+            rig.out[:-1] = []
+        rig.run(0.1)
+        last = rig.uttered(me)[-1]
+        assert last.number == pytest.approx(60 / FRAME_S, abs=4)
+        assert abs(last.heard_sample - (last.number + 1) * FRAME) <= 4 * FRAME
+        assert rig.metric("audio_skipped_seconds_total", reason="late") == 0
+
+
+class Clocked(Handler[None]):
+    """Notes when it is served and with how many messages."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda message: None)
+        self.served: list[tuple[float, int]] = []
+        self.done = threading.Event()
+
+    def setup(self) -> None:
+        self.due_s = time.monotonic() + 0.02
+
+    def process(self, batch: Sequence[Message]) -> Iterable[Message]:
+        assert self.due_s is not None
+        self.served.append((time.monotonic() - self.due_s, len(batch)))
+        self.due_s += 0.01
+        if len(self.served) == 5:
+            self.due_s = None
+            self.done.set()
+        return ()
+
+
+def test_a_stage_with_a_clock_is_served_then_and_not_before() -> None:
+    stage, owner = Clocked(), ticket()
+    stage.start()
+    stage.wait_ready(5.0)
+    for _ in range(7):
+        stage.put(Join(owner))
+    assert stage.done.wait(5.0)
+    stage.stop()
+    assert sum(count for _, count in stage.served) == 7
+    assert all(late_s >= 0 for late_s, _ in stage.served)
+    assert len(stage.served) == 5
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "told"),
+    [
+        (None, {}, "there is no such folder"),
+        ([], {}, "lacks config.json, model.safetensors"),
+        (["config.json"], {}, "lacks model.safetensors"),
+        (["config.json", "model.safetensors"], {"engine": "jax"}, "--parrot_engine jax"),
+        (["config.json", "model.safetensors"], {"rows": 0}, "--parrot_rows"),
+    ],
+)
+def test_what_is_missing_is_said(
+    tmp_path: Any, files: list[str] | None, options: dict[str, Any], told: str
+) -> None:
+    folder = tmp_path / "checkpoint"
+    if files is not None:
+        folder.mkdir()
+        for name in files:
+            (folder / name).touch()
+    with pytest.raises(CannotServe, match=told):
+        Checkpoint(ParrotOptions(model_path=str(folder), **options))

@@ -1,0 +1,1 @@
+"""Our models against the packages that they come from, each in an environment of its own."""

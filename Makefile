@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install dev models demo serve talk test check bench clean
+.PHONY: install dev models demo serve talk test check bench vllm-test parity-parler clean
 
 install: $(VENV)/.core
 dev: $(VENV)/.dev
@@ -51,5 +51,27 @@ $(VENV)/.models: $(VENV)/.core requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
+# vLLM's engines are tested for real in an environment of their own, on a CPU.
+vllm-test: .venv-vllm/.ready
+	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest tests/models/test_vllm_engine.py
+
+.venv-vllm/.ready: requirements-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet torch==2.13.0
+	.venv-vllm/bin/pip install --quiet -r requirements-vllm.txt
+	.venv-vllm/bin/pip uninstall --quiet -y torchvision torchaudio torchcodec
+	@touch $@
+
+# Our Parler against the package, which wants an older transformers.
+parity-parler: models .venv-parler/.ready
+	$(BIN)/python -m tests.parity.parler --reference_python .venv-parler/bin/python
+
+.venv-parler/.ready: requirements-parler.txt
+	$(PYTHON) -m venv .venv-parler
+	.venv-parler/bin/pip install --quiet torch==2.13.0
+	.venv-parler/bin/pip install --quiet -r requirements-parler.txt
+	rm -f .venv-parler/lib/python3*/site-packages/torchaudio/lib/*.so
+	@touch $@
+
 clean:
-	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm .venv-parler out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -67,10 +67,10 @@ class Conversation:
             raise _no_item("create", "previous_item_id", "previous_item_id")
         self._items[item.id] = item
         self._order.insert(at, item.id)
-        previous = self._order[at - 1] if at else None
         self._drop_oldest(item)
         self._drop_audio()
-        return previous
+        at = self._order.index(item.id)  # the one before it may have been dropped
+        return self._order[at - 1] if at else None
 
     def retrieve(self, item_id: str) -> Item:
         """Raises `WireError`."""

@@ -161,7 +161,7 @@ class TransformersLM(Handler[_Reply]):
 
     def _give_up(self, error: Exception) -> Iterable[Message]:
         """A step failed: for want of memory at the cost of the newest answer, else of all."""
-        from models.chat.load import is_out_of_memory
+        from models.common.memory import is_out_of_memory
 
         short = is_out_of_memory(error)
         for ticket in list(self._replies)[-1 if short else 0 :]:
@@ -171,7 +171,7 @@ class TransformersLM(Handler[_Reply]):
     def _fitting_engine(self, device: str, tokens: int) -> ChatEngine:
         """As many rows as asked for, or half as often as memory needs. Raises ValueError."""
         from models.chat.engine import ChatEngine
-        from models.chat.load import is_out_of_memory
+        from models.common.memory import is_out_of_memory
 
         o, rows = self.options, self.options.rows
         while True:

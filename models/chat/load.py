@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from models.chat.rows import attention_kinds
 from models.common.errors import ArchitectureError, ConfigError
+from models.common.memory import is_out_of_memory
 from models.common.sampling import Sampling
 
 SHOWN_KEYS = 8
@@ -83,12 +84,6 @@ def load_tokenizer(name: str) -> Any:
 def longest(name: str) -> int:
     """How many tokens a conversation may have. Raises `ConfigError`."""
     return _longest(_found(name, AutoConfig).get_text_config())
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
 def _found(name: str, kind: Any) -> Any:

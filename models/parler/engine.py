@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from models.common.errors import ConfigError, ModelError
+from models.common.memory import is_out_of_memory
 from models.common.ring import RingCache
 from models.common.sampling import sample
 from models.parler.codec import Unspoken, WindowDecoder
@@ -366,12 +367,6 @@ def fitting(model: ParlerModel, generation: Generation, rows: int, **settings: A
             if rows == 1 or not is_out_of_memory(error):
                 raise
         rows //= 2
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
 def _check_positions(config: ParlerConfig, generation: Generation, room: Room) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -142,30 +143,48 @@ def test_a_conversation_goes_on_as_one_that_is_read_anew(folder: str) -> None:
         assert sum(bool(row.ids) for row in rows) == 1  # all in one row
 
 
+def at_steps(stage: Any, **actions: Callable[[], None]) -> None:
+    """Does these on the stage's own thread, before its steps of these numbers (`s10=…`)."""
+    step, count = stage._engine.step, itertools.count(1)
+
+    def counted() -> Any:
+        actions.get(f"s{next(count)}", lambda: None)()
+        return step()
+
+    stage._engine.step = counted
+
+
 def test_a_cancelled_answer_stops_and_its_row_is_free(folder: str) -> None:
-    with lm(folder, rows=1, gen_max_tokens=300) as (bench, _):
+    with lm(folder, rows=1, gen_max_tokens=300) as (bench, stage):
         first, second = ticket("first"), ticket("second")
+        before: list[int] = []
+
+        def change_over() -> None:
+            bench.put(Ask(second, user("hello"), max_tokens=3))
+            first.cancel()
+            before.append(bench.emitted.qsize())
+
+        at_steps(stage, s20=change_over)
         bench.put(Ask(first, user("a long story please"), max_tokens=None))
-        bench.next(TextDelta)
-        bench.put(Ask(second, user("hello"), max_tokens=3))
-        first.cancel()
-        after = [bench.emitted.get(timeout=30)]
-        while not isinstance(after[-1], TextDone):
-            after.append(bench.emitted.get(timeout=30))
-        others = [message for message in after if message.ticket is first]
-        assert len(others) <= 1  # the one that was on its way
-        assert after[-1].ticket is second
+        heard = [bench.emitted.get(timeout=30)]
+        while not isinstance(heard[-1], TextDone):
+            heard.append(bench.emitted.get(timeout=30))
+        assert before[0] > 0
+        assert all(message.ticket is second for message in heard[before[0] :])
 
 
 def test_a_ticket_that_dies_while_it_waits_gets_no_row(folder: str) -> None:
-    with lm(folder, rows=1, gen_max_tokens=60) as (bench, _):
+    with lm(folder, rows=1, gen_max_tokens=60) as (bench, stage):
         running, waiting, last = ticket("running"), ticket("waiting"), ticket("last")
+
+        def crowd() -> None:
+            bench.put(Ask(waiting, user("you there")))
+            bench.put(Ask(last, user("hello"), max_tokens=2))
+            waiting.cancel()
+            running.cancel()
+
+        at_steps(stage, s20=crowd)
         bench.put(Ask(running, user("hello")))
-        bench.next(TextDelta)
-        bench.put(Ask(waiting, user("you there")))
-        bench.put(Ask(last, user("hello"), max_tokens=2))
-        waiting.cancel()
-        running.cancel()
         while not isinstance(message := bench.emitted.get(timeout=30), TextDone):
             assert message.ticket is not waiting
         assert message.ticket is last
@@ -208,17 +227,17 @@ def test_a_failing_step_costs_the_newest_answer_memory_fails_and_all_otherwise(
                 raise faults.pop()
 
         stage._model.model.register_forward_pre_hook(fail)
+        at_steps(
+            stage,
+            s5=lambda: bench.put(Ask(ticket("new"), user("and you?"))),
+            s60=lambda: faults.append(torch.OutOfMemoryError("CUDA out of memory")),
+            s80=lambda: faults.append(RuntimeError("anything")),
+        )
         bench.put(Ask(ticket("old"), user("hello")))
-        bench.next(TextDelta)
-        bench.put(Ask(ticket("new"), user("and you?")))
-        while bench.next(TextDelta).ticket.name != "new":
-            pass
-        faults.append(torch.OutOfMemoryError("CUDA out of memory"))
         while not isinstance(message := bench.emitted.get(timeout=30), Failed):
             pass
         assert (message.ticket.name, message.code) == ("new", "lm_out_of_memory")
         assert bench.next(TextDelta).ticket.name == "old"
-        faults.append(RuntimeError("anything"))
         while not isinstance(message := bench.emitted.get(timeout=30), Failed):
             pass
         assert (message.ticket.name, message.code) == ("old", "lm_error")

@@ -53,7 +53,8 @@ $(VENV)/.models: $(VENV)/.core requirements.txt
 
 # vLLM's engines are tested for real in an environment of their own, on a CPU.
 vllm-test: .venv-vllm/.ready
-	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest tests/models/test_vllm_engine.py
+	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest tests/models/test_vllm_engine.py \
+		tests/handlers/test_vllm_lm.py
 
 .venv-vllm/.ready: requirements-vllm.txt
 	$(PYTHON) -m venv .venv-vllm

@@ -53,6 +53,7 @@ STAGES: dict[str, dict[str, str]] = {
         "builtin": "handlers.lm.builtin:BuiltinLM",
         "openai": "handlers.lm.openai:OpenAILM",
         "transformers": "handlers.lm.transformers:TransformersLM",
+        "vllm": "handlers.lm.vllm:VllmLM",
     },
     "tts": {
         "espeak": "handlers.tts.espeak:EspeakTTS",

@@ -81,6 +81,8 @@ class VllmLM(Handler[None]):
         try:
             model = self._llm.vllm_config.model_config
             self._advice: dict[str, Any] = model.get_diff_sampling_param()
+            if not _samples(o.model_name):
+                self._advice["temperature"] = 0.0  # as transformers would; vLLM's default is 1
             self._prompts = o.prompts(tokenizer, model.max_model_len)
         except Exception:
             self.teardown()
@@ -182,3 +184,13 @@ class VllmLM(Handler[None]):
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def _samples(name: str) -> bool:
+    """Whether the checkpoint asks to be sampled from."""
+    from transformers import GenerationConfig
+
+    try:
+        return bool(GenerationConfig.from_pretrained(name).do_sample)
+    except OSError:  # it has no such file
+        return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
+from concurrent.futures import wait
 from typing import Any
 
 import pytest
@@ -123,7 +124,7 @@ def test_a_cancelled_answer_is_aborted(served: Any) -> None:
         while stage._llm.output_processor.has_unfinished_requests():
             bench.put(Ask(ticket("third"), user("hello"), max_tokens=1))
             answered(bench, 1)
-        assert not stage._running
+        assert not wait(list(stage._running), timeout=60).not_done
     finally:
         stage.options = before
 

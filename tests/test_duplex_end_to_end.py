@@ -144,6 +144,8 @@ def answers(folder: Path, user: Tensor) -> Tensor:
     """What the model says to these codes, a whole forward pass for each frame. [F, D] → [F, D]"""
     model = load(folder).eval()
     size = model.config.codebook_size
+    codec = TinyCodec.load(folder)
+    rest = int(codec.encode(torch.zeros(1, 25 * codec.frame_samples))[0, -1, 0])
     frames = torch.full((1, 2, user.shape[1]), model.config.start_id)
     said: list[Tensor] = []
     for frame in [None, *user]:
@@ -151,7 +153,10 @@ def answers(folder: Path, user: Tensor) -> Tensor:
             frames = torch.cat((frames, torch.stack((frame, said[-1]))[None]))
         with torch.no_grad():
             logits = model(frames.flatten()[None]).logits[0, -1, 1, :, :size]  # [D, K]
-        said.append(logits.argmax(-1))
+        silence = logits.softmax(-1)[:, rest]
+        logits[:, rest] = -torch.inf
+        sounds = 1 - silence >= ParrotOptions().onset
+        said.append(torch.where(sounds, logits.argmax(-1), rest))
     return torch.stack(said[1:])
 
 

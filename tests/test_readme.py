@@ -56,7 +56,7 @@ def _commands() -> list[str]:
 @pytest.mark.parametrize("command", _commands())
 def test_the_commands_start_a_server(command: str) -> None:
     _, choice = parse(shlex.split(command))
-    assert choice.brain == "cascade"
+    assert choice.brain == ("parrot" if "--brain parrot" in command else "cascade")
 
 
 def test_the_profiles_are_those_of_the_table() -> None:

@@ -245,14 +245,14 @@ def test_partials_as_it_grows_then_the_final(stt: Scripted) -> None:
     assert len(stt.batches) == 5
 
 
-def test_a_slow_model_makes_fewer_partials(stt: Scripted) -> None:
-    owner = ticket()
+def test_a_slow_model_makes_fewer_partials() -> None:
+    stt, owner = Scripted(), ticket()
+    stt.setup()
     stt.took_s = 0.7
-    for _ in range(15):
-        stt.put(Heard(owner, tone(0.1)))
-        stt.until_idle()
-    stt.put(Conclude(owner, 1, None))
-    stt.final(owner)
+    for message in [*(Heard(owner, tone(0.1)) for _ in range(15)), Conclude(owner, 1, None)]:
+        stt.process([message])
+        while stt.busy:
+            stt.process([])
     assert [len(rows[0].samples) / 1600 for rows in stt.batches] == [2, 9, 15]
 
 

@@ -246,7 +246,7 @@ def test_partials_as_it_grows_then_the_final(stt: Scripted) -> None:
 
 
 def test_a_slow_model_makes_fewer_partials() -> None:
-    stt, owner = Scripted(), ticket()
+    stt, owner = Scripted(partial_s=0.2), ticket()
     stt.setup()
     stt.took_s = 0.7
     for message in [*(Heard(owner, tone(0.1)) for _ in range(15)), Conclude(owner, 1, None)]:

@@ -249,7 +249,8 @@ def test_a_slow_model_makes_fewer_partials() -> None:
     stt, owner = Scripted(partial_s=0.2), ticket()
     stt.setup()
     stt.took_s = 0.7
-    for message in [*(Heard(owner, tone(0.1)) for _ in range(15)), Conclude(owner, 1, None)]:
+    heard: list[Message] = [Heard(owner, tone(0.1)) for _ in range(15)]
+    for message in [*heard, Conclude(owner, 1, None)]:
         stt.process([message])
         while stt.busy:
             stt.process([])

@@ -1,11 +1,11 @@
 """The models behind the stages: a checkpoint's tokenizer and its LM, loaded once.
 
-Nothing heavy is imported before a `Checkpoint` is made.
+Nothing heavy is imported before `tokenizer` or `engine` is called, on a stage's thread; the stages
+load one after another.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import threading
 from collections.abc import Callable
@@ -73,9 +73,6 @@ class Checkpoint:
         self._tokenizer: SpeechTokenizer | None = None
         self._stop: Callable[[], None] | None = None
         check(options)
-        # Here, on one thread: transformers' lazy modules don't bear a first import from several.
-        importlib.import_module("models.parrot.engine")
-        importlib.import_module("models.parrot.backbones")
 
     @property
     def device(self) -> str:
@@ -91,8 +88,7 @@ class Checkpoint:
             if self._tokenizer is None:
                 from models.parrot.tokenizers import load_tokenizer
 
-                loaded: Any = load_tokenizer(self._options.model_path)
-                self._tokenizer = loaded.to(self.device) if hasattr(loaded, "to") else loaded
+                self._tokenizer = load_tokenizer(self._options.model_path, self.device)
             return self._tokenizer
 
     def engine(self) -> DuplexLM:

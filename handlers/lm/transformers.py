@@ -69,11 +69,12 @@ class TransformersLM(Handler[_Reply]):
     def setup(self) -> None:
         """Raises ValueError for a model that can't be had, or not in this memory."""
         from models.chat.load import load
+        from models.common.device import chosen_device
 
         o = self.options
         o.check_named()
         self._stops, self._seeds = o.stops, o.seeds()
-        device = _device(o.device)
+        device = chosen_device(o.device)
         try:
             self._model = load(o.model_name, device=device, dtype=o.torch_dtype)
         except ValueError as error:
@@ -161,7 +162,7 @@ class TransformersLM(Handler[_Reply]):
 
     def _give_up(self, error: Exception) -> Iterable[Message]:
         """A step failed: for want of memory at the cost of the newest answer, else of all."""
-        from models.common.memory import is_out_of_memory
+        from models.common.device import is_out_of_memory
 
         short = is_out_of_memory(error)
         for ticket in list(self._replies)[-1 if short else 0 :]:
@@ -171,7 +172,7 @@ class TransformersLM(Handler[_Reply]):
     def _fitting_engine(self, device: str, tokens: int) -> ChatEngine:
         """As many rows as asked for, or half as often as memory needs. Raises ValueError."""
         from models.chat.engine import ChatEngine
-        from models.common.memory import is_out_of_memory
+        from models.common.device import is_out_of_memory
 
         o, rows = self.options, self.options.rows
         while True:
@@ -201,13 +202,3 @@ class TransformersLM(Handler[_Reply]):
 
 _TOO_MANY = StageError("lm_busy", "Too many questions wait for the lm.")
 _NO_MEMORY = StageError("lm_out_of_memory", "The lm has not enough memory for another answer.")
-
-
-def _device(asked: str) -> str:
-    import torch
-
-    if asked != "auto":
-        return asked
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

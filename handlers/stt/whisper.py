@@ -62,12 +62,14 @@ class WhisperSTT(StreamingSTT):
     def load(self) -> None:
         import torch
 
+        from models.common.device import chosen_device
+
         o = self.options
         if o.compile_mode and o.compile_mode not in COMPILE_MODES:
             known = ", ".join(COMPILE_MODES)
             raise unusable(f"--stt_compile_mode is {o.compile_mode}; it can be {known}.")
         self._torch = torch
-        self._device = torch.device(_device(torch, o.device))
+        self._device = torch.device(chosen_device(o.device))
         self._load_parts(_dtype(torch, o.torch_dtype, self._device))
         config = self._model.generation_config
         self._start: int = self._model.config.decoder_start_token_id
@@ -270,14 +272,6 @@ def _check_keys(name: str, report: dict[str, Any]) -> None:
             found.append(f"{kind}: {', '.join(keys[:NAMED_KEYS])}{more}")
     if found:
         raise unusable(f"The checkpoint {name} does not fit its model; {'; '.join(found)}.")
-
-
-def _device(torch: Any, name: str) -> str:
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _dtype(torch: Any, name: str, device: Any) -> Any:

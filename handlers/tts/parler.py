@@ -169,7 +169,7 @@ class ParlerTTS(Handler[_Reply]):
 
     def _fail_rows(self, error: Exception) -> None:
         """None of the clauses that are being spoken can go on; those to come may."""
-        from models.common.memory import is_out_of_memory
+        from models.common.device import is_out_of_memory
 
         if is_out_of_memory(error):
             error = StageError("tts_out_of_memory", "There is no memory left to speak with.")

@@ -93,12 +93,14 @@ class VitsTTS(Handler[Rows]):
     def setup(self) -> None:
         import torch
 
+        from models.common.device import chosen_device
+
         o = self.options
         if o.compile_mode and o.compile_mode not in COMPILE_MODES:
             known = ", ".join(COMPILE_MODES)
             raise unusable(f"--tts_compile_mode is {o.compile_mode}; it can be {known}.")
         self._reader = Reader(o.model_name)
-        self._load(torch, _device(torch, o.device))
+        self._load(torch, chosen_device(o.device))
         language = self._reader.language
         count = self._model.speakers
         names = [f"speaker-{i}" for i in range(count)] if count > 1 else [language or "default"]
@@ -287,14 +289,6 @@ class VitsTTS(Handler[Rows]):
             error = StageError("out_of_memory", "There is not enough memory to speak this.")
         self._waiting[row.say.ticket].clear()
         self.emit(self._failure(row.say.ticket, error))
-
-
-def _device(torch: Any, name: str) -> str:
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _some(names: Sequence[str]) -> str:

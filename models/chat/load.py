@@ -19,8 +19,8 @@ from transformers import (
 from transformers.utils import logging
 
 from models.chat.rows import attention_kinds
+from models.common.device import is_out_of_memory
 from models.common.errors import ArchitectureError, ConfigError
-from models.common.memory import is_out_of_memory
 from models.common.sampling import Sampling
 
 SHOWN_KEYS = 8

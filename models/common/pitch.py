@@ -25,9 +25,8 @@ class PitchMotion(nn.Module):
     thousands of examples to tell a final fall from a rise; from these it does.
     """
 
-    lags: Tensor
     window: Tensor
-    correction: Tensor
+    correlate: Tensor
 
     def __init__(
         self,
@@ -45,11 +44,15 @@ class PitchMotion(nn.Module):
         self.shifts, self.hops_before = shifts, hops_before
         self.features = 1 + len(hops_before) * (2 * shifts + 1)
         hz = highest_hz * (lowest_hz / highest_hz) ** torch.linspace(0, 1, lags)
-        self.register_buffer("lags", (rate_hz / hz).round().long(), persistent=False)
         window = torch.hann_window(self.size)
-        own = torch.fft.irfft(torch.fft.rfft(window, 2 * self.size).abs().square())
+        own = _own_correlation(window)
+        at = torch.cat((torch.zeros(1).long(), (rate_hz / hz).round().long()))  # [1 + B]
+        # Long enough for the longest lag not to wrap around.
+        self.fft = 2 * (-(-(self.size + int(at.max())) // 128) * 64)
+        cosines = torch.cos(2 * torch.pi / self.fft * torch.arange(self.fft // 2 + 1)[:, None] * at)
+        cosines[1:-1] *= 2  # an inverse transform, at these lags only
         self.register_buffer("window", window, persistent=False)
-        self.register_buffer("correction", own[0] / own[self.lags], persistent=False)
+        self.register_buffer("correlate", cosines / self.fft * (own[0] / own[at]), persistent=False)
 
     def forward(self, samples: Tensor, history: History | None = None) -> Tensor:
         before, longest = self.size - self.hop_samples, max(self.hops_before)
@@ -59,24 +62,22 @@ class PitchMotion(nn.Module):
             padded = torch.cat((history.past(self, "samples", samples, before), samples), dim=-1)
             history.remember(self, "samples", padded[:, -before:])
         frames = padded.unfold(-1, self.size, self.hop_samples) * self.window  # [R, M, size]
-        power = torch.fft.rfft(frames, 2 * self.size).abs().square()
-        correlation = torch.fft.irfft(power)  # [R, M, 2 size]
+        spectrum = torch.view_as_real(torch.fft.rfft(frames, self.fft))
+        correlation = spectrum.square().sum(-1) @ self.correlate  # [R, M, 1 + B]
         energy = correlation[..., :1] + 1e-5  # of a window at -80 dB full scale, about
-        voice = (correlation[..., self.lags] / energy * self.correction).clamp(min=0)  # [R, M, B]
+        voice = (correlation[..., 1:] / energy).clamp(min=0)  # [R, M, B]
         voice = voice / (voice.norm(dim=-1, keepdim=True) + 0.1)
         if history is None:
             past = nn.functional.pad(voice, (0, 0, longest, 0))
         else:
-            past = torch.cat((history.past(self, "v", voice, longest, len(self.lags)), voice), 1)
+            past = torch.cat((history.past(self, "v", voice, longest, voice.shape[-1]), voice), 1)
             history.remember(self, "v", past[:, -longest:])
         shifted = nn.functional.pad(voice, (self.shifts, self.shifts))
-        shifted = shifted.unfold(-1, len(self.lags), 1)  # [R, M, 2 shifts + 1, B]
-        count = voice.shape[1]
-        moved = [
-            (shifted @ past[:, longest - hops :][:, :count, :, None])[..., 0]
-            for hops in self.hops_before
-        ]
-        return torch.cat((voice.amax(-1, keepdim=True), *moved), dim=-1)
+        shifted = shifted.unfold(-1, voice.shape[-1], 1)  # [R, M, 2 shifts + 1, B]
+        starts = [longest - hops for hops in self.hops_before]
+        earlier = [past[:, start : start + voice.shape[1]] for start in starts]
+        moved = torch.stack(earlier, -2) @ shifted.mT  # [R, M, before, 2 shifts + 1]
+        return torch.cat((voice.amax(-1, keepdim=True), moved.flatten(-2)), dim=-1)
 
 
 def track_pitch(
@@ -91,14 +92,9 @@ def track_pitch(
     frames = torch.nn.functional.pad(samples, (size - hop_samples, 0)).unfold(0, size, hop_samples)
     frames = (frames - frames.mean(-1, keepdim=True)) * torch.hann_window(size)
     spectrum = torch.fft.rfft(frames, 2 * size).abs().square()
-    window = torch.fft.rfft(torch.hann_window(size), 2 * size).abs().square()
+    own = _own_correlation(torch.hann_window(size))
     lags = torch.fft.irfft(spectrum)[:, : longest + 2]
-    lags = lags / lags[:, :1].clamp(min=1e-9)
-    lags = (
-        lags
-        / (torch.fft.irfft(window)[: longest + 2] / window.new_tensor(1.0))
-        * (torch.fft.irfft(window)[0])
-    )
+    lags = lags / lags[:, :1].clamp(min=1e-9) / own[: longest + 2] * own[0]
     scored = lags[:, shortest : longest + 1] * torch.linspace(1.0, 0.9, longest - shortest + 1)
     best = scored.argmax(-1)
     lag = best + shortest
@@ -114,3 +110,8 @@ def track_pitch(
     where = torch.where(voiced, rows, -1).cummax(0).values
     where = torch.where(where < 0, rows[voiced][0], where)
     return pitch[where], voiced.float()
+
+
+def _own_correlation(window: Tensor) -> Tensor:
+    """What a window alone makes of every lag. [N] -> [2 N]"""
+    return torch.fft.irfft(torch.fft.rfft(window, 2 * len(window)).abs().square())

@@ -54,6 +54,14 @@ class RingCache:
         """How many slots, from the first, hold all of a row that has seen so many frames."""
         return min(self.slots, _aligned(1 + min(frames, self.frames)))
 
+    def extent(self, frames: int, granule: int) -> int:
+        """`slots_for`, in steps coarse enough for a graph each."""
+        return min(self.slots, -(-self.slots_for(frames) // granule) * granule)
+
+    def extents(self, granule: int) -> set[int]:
+        """All that `extent` can be."""
+        return {self.extent(frames, granule) for frames in range(1, self.frames + 1)}
+
     def at(
         self, rows: slice, positions: Tensor, slots: int, active: Tensor | None = None
     ) -> RingView:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.common.device import captured, is_out_of_memory, row_counts
 from models.common.errors import ConfigError, ModelError
-from models.common.memory import is_out_of_memory
 from models.common.ring import RingCache
 from models.common.sampling import sample
 from models.parler.codec import Unspoken, WindowDecoder
@@ -149,7 +149,13 @@ class ParlerEngine:
         self._granule = -(-self._ring.slots // 64) * 8 if pinned else 1
         if compile_mode:
             self._compile(compile_mode)
-        self._graphs = self._captured() if pinned else None
+        self._graphs = (
+            captured(
+                self._advance, len(self._clauses), self._ring.extents(self._granule), self._device
+            )
+            if pinned
+            else None
+        )
 
     @property
     def rows(self) -> int:
@@ -207,13 +213,13 @@ class ParlerEngine:
             return []
         self._staged_active.zero_()[live] = True
         self._state.active.copy_(self._staged_active, non_blocking=True)
-        slots = self._slots(max(self._positions(row) for row in live))
+        slots = self._ring.extent(max(self._positions(row) for row in live), self._granule)
         if self._graphs is None:
             seen = max(clause.seen for clause in self._clauses if clause is not None)
             self._advance(slice(live[0], live[-1] + 1), slots, seen)
             self._staged_last.copy_(self._state.last)
         else:
-            count = next(n for n in _counts(len(self._clauses)) if n > live[-1])
+            count = next(n for n in row_counts(len(self._clauses)) if n > live[-1])
             self._graphs[count, slots].replay()
             self._staged_last.copy_(self._state.last, non_blocking=True)
             torch.cuda.current_stream(self._device).synchronize()
@@ -244,7 +250,7 @@ class ParlerEngine:
         """[1, T, H]"""
         rows, state = slice(row, row + 1), self._state
         positions = torch.arange(text.shape[1], device=self._device)[None]
-        view = self._ring.at(rows, positions, self._slots(text.shape[1]))
+        view = self._ring.at(rows, positions, self._ring.extent(text.shape[1], self._granule))
         mask = view.mask(self._within)
         seen, seen_mask = state.seen[:, :, rows], state.seen_mask[rows]
         self._model(text, positions, mask, view, seen, seen_mask)
@@ -330,30 +336,6 @@ class ParlerEngine:
         for layer in self._model.layers.layers:
             layer.compile(mode=COMPILE_MODES[mode], dynamic=True)
 
-    def _captured(self) -> dict[tuple[int, int], torch.cuda.CUDAGraph]:
-        """A graph for every number of rows and of slots. No row is active while they are made."""
-        graphs = {}
-        pool = torch.cuda.graph_pool_handle()
-        extents = {self._slots(seen) for seen in range(1, self._ring.frames + 1)}
-        with torch.cuda.device(self._device), torch.no_grad():
-            for count in reversed(_counts(len(self._clauses))):
-                for slots in sorted(extents, reverse=True):
-                    rows, graph = slice(0, count), torch.cuda.CUDAGraph()
-                    aside = torch.cuda.Stream()
-                    aside.wait_stream(torch.cuda.current_stream())
-                    with torch.cuda.stream(aside):
-                        self._advance(rows, slots)  # libraries take their workspaces now
-                    torch.cuda.current_stream().wait_stream(aside)
-                    with torch.cuda.graph(graph, pool=pool):
-                        self._advance(rows, slots)
-                    graphs[count, slots] = graph
-        return graphs
-
-    def _slots(self, seen: int) -> int:
-        """Slots to look at, in steps coarse enough for a graph each."""
-        needed = self._ring.slots_for(seen)
-        return min(self._ring.slots, -(-needed // self._granule) * self._granule)
-
 
 def fitting(model: ParlerModel, generation: Generation, rows: int, **settings: Any) -> ParlerEngine:
     """An engine of so many rows, or of the half, the quarter … where memory is short.
@@ -375,8 +357,3 @@ def _check_positions(config: ParlerConfig, generation: Generation, room: Room) -
     if config.decoder.rope_embeddings or before + generation.max_length <= positions:
         return
     raise ConfigError(f"{before} + {generation.max_length} positions; the model has {positions}")
-
-
-def _counts(rows: int) -> list[int]:
-    """Numbers of rows that a graph is made for: powers of two, and all."""
-    return [*(1 << power for power in range((rows - 1).bit_length())), rows]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from models.common.device import captured, row_counts
 from models.common.errors import ConfigError, FrameLengthError, ModelError, VocabularyError
 from models.common.ring import RingCache, RingView
 from models.common.sampling import Sampling, sample
@@ -168,7 +169,11 @@ class TorchEngine:
         """Frames in each live row, as the position says on the device."""
         self._heir: _Heir | None = None
         self._granule = -(-self._ring.slots // 64) * 8 if pinned else 1
-        self._graphs = self._captured() if pinned else None
+        self._graphs = (
+            captured(self._advance, self._capacity, self._ring.extents(self._granule), self._device)
+            if pinned
+            else None
+        )
 
     @torch.no_grad()
     def open(self, session: Hashable, prefix: Tensor | None = None, *, seed: int = 0) -> None:
@@ -209,11 +214,11 @@ class TorchEngine:
             self._seen[row] += 1
         self._state.user.copy_(staged_user, non_blocking=True)
         self._state.active.copy_(staged_active, non_blocking=True)
-        slots = self._slots(max(self._seen[row] for row in rows))
+        slots = self._ring.extent(max(self._seen[row] for row in rows), self._granule)
         if self._graphs is None:
             self._advance(slice(min(rows), max(rows) + 1), slots)
         else:
-            count = next(n for n in _counts(self._capacity) if n > max(rows))
+            count = next(n for n in row_counts(self._capacity) if n > max(rows))
             self._graphs[count, slots].replay()
             chosen.copy_(self._state.last, non_blocking=True)
             torch.cuda.current_stream(self._device).synchronize()
@@ -255,7 +260,7 @@ class TorchEngine:
         """Frames [T, C, D] into one row -> [1, L, H]"""
         end = position + frames.shape[0]
         positions = torch.arange(position, end, device=self._device)[None]  # [1, T]
-        view = self._ring.at(slice(row, row + 1), positions, self._slots(end))
+        view = self._ring.at(slice(row, row + 1), positions, self._ring.extent(end, self._granule))
         return self._encode(frames[None], positions, view)
 
     def _encode(self, frames: Tensor, positions: Tensor, view: RingView) -> Tensor:
@@ -290,30 +295,6 @@ class TorchEngine:
             history[row, : heir.read] = history[row, heir.first : end].clone()
             self._state.position[row] = self._seen[row] = heir.read
             self._heir = None
-
-    def _captured(self) -> dict[tuple[int, int], torch.cuda.CUDAGraph]:
-        """A graph for every number of rows and of slots. No row is active while they are made."""
-        graphs = {}
-        pool = torch.cuda.graph_pool_handle()
-        extents = {self._slots(seen) for seen in range(1, self._memory.frames + 1)}
-        with torch.cuda.device(self._device), torch.no_grad():
-            for count in reversed(_counts(self._capacity)):
-                for slots in sorted(extents, reverse=True):
-                    rows, graph = slice(0, count), torch.cuda.CUDAGraph()
-                    aside = torch.cuda.Stream()
-                    aside.wait_stream(torch.cuda.current_stream())
-                    with torch.cuda.stream(aside):
-                        self._advance(rows, slots)  # libraries take their workspaces now
-                    torch.cuda.current_stream().wait_stream(aside)
-                    with torch.cuda.graph(graph, pool=pool):
-                        self._advance(rows, slots)
-                    graphs[count, slots] = graph
-        return graphs
-
-    def _slots(self, seen: int) -> int:
-        """Slots to look at, in steps coarse enough for a graph each."""
-        needed = self._ring.slots_for(seen)
-        return min(self._ring.slots, -(-needed // self._granule) * self._granule)
 
     def _row(self, session: Hashable) -> int:
         if session not in self._rows:
@@ -376,8 +357,3 @@ def _grouped(
 
 GROUPED = "dual_grouped"
 AttentionInterface.register(GROUPED, partial(attend, _grouped))
-
-
-def _counts(rows: int) -> list[int]:
-    """1, 2, 4 ... and all."""
-    return [2**i for i in range((rows - 1).bit_length())] + [rows]

@@ -12,9 +12,12 @@ from models.parrot.codec import CONFIG, TinyCodec
 SHIPPED = Path(__file__).parent / "tiny"
 
 
-def load_tokenizer(name_or_folder: str | os.PathLike[str] = SHIPPED) -> SpeechTokenizer:
+def load_tokenizer(
+    name_or_folder: str | os.PathLike[str] = SHIPPED, device: str = "cpu"
+) -> SpeechTokenizer:
     """A folder with a codec in it, or `tiny` for the shipped one. Raises `ArchitectureError`."""
     folder = SHIPPED if str(name_or_folder) == "tiny" else Path(name_or_folder)
     if not (folder / CONFIG).is_file():
         raise ArchitectureError(f"{name_or_folder}: no {CONFIG} there")
-    return TinyCodec.load(folder)
+    codec: SpeechTokenizer = TinyCodec.load(folder).to(device)
+    return codec

@@ -28,31 +28,42 @@ class Sampling:
     top_p: float = 1.0
     """Only the likeliest ids that together reach this probability, after `top_k`."""
     rest: int | None = None
-    """The id of silence. At temperature 0, silence then gives way to the likeliest other id where
-    all of these together reach `onset`: there are many ways to begin, and each of them is less
-    likely than to go on saying nothing."""
+    """The id of silence, for who speaks frame by frame. At temperature 0, two thresholds then
+    decide instead of the likeliest id: there are many ways to begin, and each of them is less
+    likely than to go on saying nothing; and who is spoken over has to stop at the first doubt."""
     onset: float = 0.5
+    """After silence: the probability of all sounds together from which on the likeliest is made."""
+    stop: float = 0.5
+    """After a sound: the probability of silence from which on it follows."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
             raise ConfigError(f"temperature={self.temperature}: must not be negative")
-        if not 0 < self.onset <= 1:
-            raise ConfigError(f"onset={self.onset}: must be above 0 and at most 1")
+        for name in ("onset", "stop"):
+            if not 0 < (share := getattr(self, name)) <= 1:
+                raise ConfigError(f"{name}={share}: must be above 0 and at most 1")
         if self.top_k < 0:
             raise ConfigError(f"top_k={self.top_k}: must not be negative")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p={self.top_p}: must be above 0 and at most 1")
 
 
-def sample(logits: Tensor, sampling: Sampling, seeds: Tensor, draws: Tensor) -> Tensor:
-    """[R, D, K] -> [R, D]. `seeds` and `draws` are [R] int64: which sequence, and how far in it."""
+def sample(
+    logits: Tensor, sampling: Sampling, seeds: Tensor, draws: Tensor, last: Tensor | None = None
+) -> Tensor:
+    """[R, D, K] -> [R, D]. `seeds` and `draws` are [R] int64: which sequence, and how far in it.
+    `last` [R, D] are the ids before these, which only `rest` asks for.
+    """
     if sampling.temperature == 0:
         if sampling.rest is None:
             return logits.argmax(-1)
+        assert last is not None
         silent = logits.float().softmax(-1)[..., sampling.rest]  # [R, D]
         sounds = logits.clone()
         sounds[..., sampling.rest] = -torch.inf
-        return torch.where(1 - silent >= sampling.onset, sounds.argmax(-1), sampling.rest)
+        begins, goes_on = 1 - silent >= sampling.onset, silent < sampling.stop
+        speaks = torch.where(last == sampling.rest, begins, goes_on)
+        return torch.where(speaks, sounds.argmax(-1), sampling.rest)
     scores = logits.float() / sampling.temperature
     noise = gumbel(seeds, draws, scores.shape[1:])
     if not sampling.top_k and sampling.top_p == 1:

@@ -33,6 +33,9 @@ from models.parrot.shards import Shards, Vocabulary
 MIN_PIECE_FRAMES = 2
 """Fewer have nothing to predict."""
 
+WARP_CLEAR_FRAMES = 10
+"""Before something of ours begins, time is left as it is: it says when to begin."""
+
 Piece = tuple[int, int, int]
 """Recording, first frame, the frame behind the last; the start frame is frame 0."""
 Row = list[Piece]
@@ -49,6 +52,8 @@ class Layout:
     user_channel: int
     user_token_noise: float = 0.0
     """Share of the person's input codes replaced by random ones; what is to be predicted stays."""
+    user_warp: float = 0.0
+    """Share of the frames that `warped` leaves out or doubles."""
 
     @classmethod
     def of(
@@ -57,6 +62,7 @@ class Layout:
         row_frames: int,
         user_delay_frames: int = 0,
         user_token_noise: float = 0.0,
+        user_warp: float = 0.0,
     ) -> Layout:
         """`user_delay_frames`: what the tokenizer's encoder is late by when it runs live."""
         of_codebooks = config.delays or [0] * config.num_codebooks
@@ -64,7 +70,8 @@ class Layout:
             tuple(d + user_delay_frames * (channel == config.user_channel) for d in of_codebooks)
             for channel in range(CHANNELS)
         )
-        return cls(row_frames, config.start_id, delays, config.user_channel, user_token_noise)
+        user = config.user_channel
+        return cls(row_frames, config.start_id, delays, user, user_token_noise, user_warp)
 
     def frames_of(self, codes: int) -> int:
         """How many frames a recording of so many becomes."""
@@ -134,6 +141,7 @@ def build_row(
         here = slice(at, at + end - begin)
         if whole.shape[1] == CHANNELS:
             channels = range(CHANNELS)
+            whole = warped(whole, layout.user_channel, layout.user_warp, generator)
         else:
             only = int(torch.randint(CHANNELS, (1,), generator=generator))
             channels = range(only, only + 1)
@@ -154,6 +162,28 @@ def build_row(
         random_codes = torch.randint(layout.start_id, user.shape, generator=generator)
         codes[:, layout.user_channel] = torch.where(noisy, random_codes, user)
     return {"input_ids": codes.flatten(), "labels": labels.flatten(), "segments": segments}
+
+
+def warped(codes: Tensor, user_channel: int, share: float, generator: torch.Generator) -> Tensor:
+    """A recording in which the person speaks a little less evenly, of the same length.
+
+    Of the frames in which our own channel stands still, and does for the next
+    `WARP_CLEAR_FRAMES`, half of the share are left out and as many doubled: what we say stays as
+    it is, and as late. Where no code repeats in silence, nothing changes. [T, C, D] -> [T, C, D]
+    """
+    if not share:
+        return codes
+    ours = codes[:, 1 - user_channel]
+    moves = torch.ones(len(codes))
+    moves[1:] = (ours[1:] != ours[:-1]).any(-1).float()
+    ahead = torch.nn.functional.pad(moves, (0, WARP_CLEAR_FRAMES))
+    soon = torch.nn.functional.max_pool1d(ahead[None], 1 + WARP_CLEAR_FRAMES, 1)[0]  # [T]
+    still = (soon == 0).nonzero()[:, 0]
+    count = round(share * len(still) / 2)
+    chosen = still[torch.randperm(len(still), generator=generator)[: 2 * count]]
+    times = torch.ones(len(codes), dtype=torch.long)
+    times[chosen[:count]], times[chosen[count:]] = 0, 2
+    return codes.repeat_interleave(times, 0)
 
 
 def collate(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -271,7 +271,10 @@ class TorchEngine:
         """Our next frame: codes only. [n, P, H] -> [n, D]"""
         logits = self._model.predict(hidden)[:, 0, 1 - self._config.user_channel]  # [n, D, K]
         codes = logits[..., : self._config.codebook_size]
-        return sample(codes, self._sampling, self._state.seeds[rows], self._state.draws[rows])
+        state = self._state
+        return sample(
+            codes, self._sampling, state.seeds[rows], state.draws[rows], state.last[rows]
+        )
 
     def _renew(self) -> None:
         """Reads the longest row anew, by a chunk, so that none runs full."""

@@ -38,6 +38,8 @@ class DataRecipe:
     """At most so many are measured each time."""
     user_token_noise: float = 0.0
     """Share of the person's input codes that are replaced by random ones."""
+    user_warp: float = 0.0
+    """Share of the frames of a person's turn that are left out or doubled, half of it each."""
     user_delay_frames: int = 0
     """By how much the person's codes come later than their sound when the model runs live."""
 
@@ -110,7 +112,7 @@ class Recipe:
             raise ConfigError(f"train.betas={list(train.betas)}: two numbers")
         if self.data.row_frames < 2:
             raise ConfigError(f"data.row_frames={self.data.row_frames}: at least 2")
-        for name in ("validation_share", "user_token_noise"):
+        for name in ("validation_share", "user_token_noise", "user_warp"):
             if not 0 <= getattr(self.data, name) < 1:
                 raise ConfigError(f"data.{name}={getattr(self.data, name)}: a share, from 0 to 1")
         for name in ("rows", "accumulation", "log_steps", "validate_steps", "save_steps"):

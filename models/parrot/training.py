@@ -82,6 +82,7 @@ def train(run: Run) -> dict[str, float]:
         recipe.data.row_frames,
         recipe.data.user_delay_frames,
         recipe.data.user_token_noise,
+        recipe.data.user_warp,
     )
     held_out = frozenset[str]()
     if not run.validation_data:
@@ -152,7 +153,7 @@ def _check_channels(stage: str, vocabulary: Vocabulary) -> None:
 def _validation(
     run: Run, shards: Shards, held_out: frozenset[str], layout: Layout
 ) -> ValidationRows | None:
-    clean = replace(layout, user_token_noise=0.0)
+    clean = replace(layout, user_token_noise=0.0, user_warp=0.0)
     limit = run.recipe.data.validation_rows
     if run.validation_data:
         others = Shards(run.validation_data)

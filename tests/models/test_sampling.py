@@ -14,10 +14,14 @@ ROWS = 20_000
 LOGITS = torch.tensor([2.0, 0.0, 1.0, -1.0, 0.5])
 
 
-def frequencies(sampling: Sampling, rows: int = ROWS) -> Tensor:
-    """How often each id comes, over as many seeds. [K]"""
+def frequencies(sampling: Sampling, rows: int = ROWS, last: int = 0) -> Tensor:
+    """How often each id comes after `last`, over as many seeds. [K]"""
     drawn = sample(
-        LOGITS.expand(rows, 1, -1), sampling, torch.arange(rows), torch.zeros(rows).long()
+        LOGITS.expand(rows, 1, -1),
+        sampling,
+        torch.arange(rows),
+        torch.zeros(rows).long(),
+        torch.full((rows, 1), last),
     )
     return torch.bincount(drawn[:, 0], minlength=LOGITS.numel()) / rows
 
@@ -77,7 +81,15 @@ def test_seeds_draws_and_places_have_noise_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -0.1}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}]
+    "wrong",
+    [
+        {"temperature": -0.1},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"onset": 0.0},
+        {"stop": 1.1},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
@@ -90,4 +102,13 @@ def test_speech_begins_where_all_its_codes_together_are_likely() -> None:
     assert frequencies(silent, rows=10)[0] == 1
     spoken = Sampling(rest=0, onset=float(1 - shares[0]) - 0.01)
     assert frequencies(spoken, rows=10)[2] == 1
-    assert frequencies(Sampling(rest=3, onset=0.9), rows=10)[0] == 1
+    assert frequencies(Sampling(rest=3, onset=0.9), rows=10, last=3)[0] == 1
+
+
+def test_speech_ends_where_silence_is_likely_enough() -> None:
+    share = float(LOGITS.softmax(-1)[2])  # 0.19
+    stops = Sampling(rest=2, onset=0.99, stop=share - 0.01)
+    assert frequencies(stops, rows=10, last=0)[2] == 1
+    goes_on = Sampling(rest=2, onset=0.99, stop=share + 0.01)
+    assert frequencies(goes_on, rows=10, last=0)[0] == 1
+    assert frequencies(goes_on, rows=10, last=2)[2] == 1

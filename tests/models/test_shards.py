@@ -23,6 +23,7 @@ from models.parrot.data import (
     collate,
     hold_out,
     plan,
+    warped,
 )
 from models.parrot.loss import IGNORE
 from models.parrot.shards import ShardError, Shards, ShardWriter, Vocabulary, verify
@@ -229,6 +230,22 @@ def test_noise_touches_only_what_the_person_is_heard_to_say(tmp_path: Path) -> N
     assert 0.2 < len(changed) / 400 < 0.35  # one in eleven becomes itself
     assert 1 <= int(changed.min()) <= int(changed.max()) <= 400
     assert int(after[1:401].max()) < START
+
+
+def test_a_warped_person_leaves_our_channel_as_it_was() -> None:
+    codes = torch.full((200, 2, 1), 9)
+    codes[:, 0, 0] = torch.arange(200)
+    codes[100:120, 1, 0] = torch.arange(20) + 20
+    changed = warped(codes, 0, 0.4, generator())
+    assert changed.shape == codes.shape
+    start = int((changed[:, 1, 0] == 20).nonzero()[0])
+    assert torch.equal(changed[start - 10 : start + 20], codes[90:120])
+    assert (changed[: start - 10, 1] == 9).all()
+    assert (changed[start + 20 :, 1] == 9).all()
+    steps = changed[1:, 0, 0] - changed[:-1, 0, 0]
+    assert int((steps == 0).sum()) == 34  # doubled: a fifth of the 168 that may be
+    assert int((steps - 1).clamp(min=0).sum()) in (33, 34)  # left out, perhaps the last one
+    assert warped(codes, 0, 0.0, generator()) is codes
 
 
 def test_packed_loss_is_the_loss_of_each_alone(tmp_path: Path) -> None:

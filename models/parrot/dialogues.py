@@ -8,7 +8,7 @@ noisy room; the agent does what it ought to do, in time. A dialogue is a functio
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ Kind = Literal["phrase", "question", "long", "noise"]
 
 BREATH_SAMPLES = RATE_HZ // 10
 """At least so long is a voice silent between two of its turns."""
+OWN_VOICE_WPM = (145, 175)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,9 @@ class DialogueOptions:
     cut_share: float = 1 / 3
     """Of the turns with pauses: those that break off at them, without a tone of more to come."""
     question_rise_share: float = 0.3
+    own_voice_share: float = 0.0
+    """Of the dialogues in which the person has the agent's voice: what is easiest to repeat shows
+    a model soonest that it is to be repeated. Not on the test side."""
     response_gap_s: Range = (-1.2, 1.17)
     """From the person's last audible sample to the agent's first one; below 0 they overlap."""
     late_share: float = 0.0
@@ -185,6 +189,8 @@ class _Scene:
         self._source, self._options, self._synthesizer = source, options, synthesizer
         self._test = test
         self._speaker = domain.draw_speaker(source, test=test)
+        if not test and source.random() < options.own_voice_share:
+            self._speaker = replace(domain.AGENT, speed_wpm=source.randint(*OWN_VOICE_WPM))
         self._sound_source = np.random.default_rng(source.getrandbits(128))
         self._person: list[tuple[int, Audio]] = []
         self._agent: list[tuple[int, Audio]] = []

@@ -39,17 +39,23 @@ class Clip:
 
 def trimmed(samples: Audio) -> Clip:
     """[T] without its silent ends, the edges faded. Raises ValueError where all is silence."""
+    samples = _faded(samples)  # what is cut from a sentence may begin with the end of a word
     level = np.abs(samples)
     heard = np.flatnonzero(level > AUDIBLE_BELOW_PEAK * level.max(initial=0))
     if not len(heard):
         raise ValueError("nothing to hear in it")
     first, end = int(heard[0]), int(heard[-1]) + 1
     before, behind = min(first, FADE_SAMPLES), min(len(samples) - end, FADE_SAMPLES)
-    cut = samples[first - before : end + behind].copy()
-    ramp = np.linspace(0, 1, FADE_SAMPLES, dtype=np.float32)
-    cut[:FADE_SAMPLES] *= ramp[: len(cut)]
-    cut[-FADE_SAMPLES:] *= ramp[::-1][-len(cut) :]
+    cut = _faded(samples[first - before : end + behind])
     return Clip(cut, before, len(cut) - behind)
+
+
+def _faded(samples: Audio) -> Audio:
+    ramp = np.linspace(0, 1, FADE_SAMPLES, dtype=np.float32)[: len(samples)]
+    faded = samples.copy()
+    faded[: len(ramp)] *= ramp
+    faded[len(faded) - len(ramp) :] *= ramp[::-1]
+    return faded
 
 
 @lru_cache(maxsize=512)

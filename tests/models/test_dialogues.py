@@ -30,7 +30,9 @@ RECIPE = load_options(
 )
 DRY = RoomOptions((90, 90), (0, 0), (0, 0), 0, (0, 0), 0, echo_share=0, telephone_share=0)
 DRY_ROOM = Room(90, 0, 0, None, 0, None, 0, None, 0, 2000, False)
-CLEAN = dataclasses.replace(RECIPE, room=DRY, sounds_per_minute=0, noise_share=0)
+CLEAN = dataclasses.replace(
+    RECIPE, length_s=(22, 36), room=DRY, sounds_per_minute=0, noise_share=0, own_voice_share=0
+)
 EDGE = RATE_HZ // 50
 
 
@@ -158,12 +160,19 @@ def test_what_is_held_out_is_in_the_test_side_alone(clean: list[Dialogue]) -> No
         assert all(domain.held_out(phrase) == dialogue.truth.test for phrase in phrases)
 
 
+def test_the_agents_own_voice_is_for_training_alone() -> None:
+    options = dataclasses.replace(CLEAN, own_voice_share=1.0)
+    assert generate(1, options, test=False).truth.speaker.voice == domain.AGENT.voice
+    assert generate(1, options, test=True).truth.speaker.voice != domain.AGENT.voice
+
+
 def test_pauses_and_kinds_have_the_shares_asked_for(clean: list[Dialogue]) -> None:
     turns = [turn for dialogue in clean for turn in dialogue.truth.turns]
     phrases = [turn for turn in turns if turn.kind == "phrase"]
     places = sum(turn.text.count(" ") for turn in phrases)
     assert sum(len(t.pauses) for t in phrases) / places == pytest.approx(0.4, abs=0.1)
-    assert len(phrases) / len(turns) == pytest.approx(0.58 / 0.9, abs=0.1)
+    wanted = CLEAN.phrase_share / (CLEAN.phrase_share + CLEAN.question_share + CLEAN.long_share)
+    assert len(phrases) / len(turns) == pytest.approx(wanted, abs=0.1)
 
 
 def last_pitch_hz(samples: Audio) -> float:

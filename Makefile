@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install dev models demo serve talk test check bench vllm-test parity-parler clean
+.PHONY: install dev models demo serve talk test check bench vllm-test parity-parler speed-parler clean
 
 install: $(VENV)/.core
 dev: $(VENV)/.dev
@@ -66,6 +66,10 @@ vllm-test: .venv-vllm/.ready
 # Our Parler against the package, which wants an older transformers.
 parity-parler: models .venv-parler/.ready
 	$(BIN)/python -m tests.parity.parler --reference_python .venv-parler/bin/python
+
+# How fast it streams beside the package's streamer: about two minutes of one core.
+speed-parler: models .venv-parler/.ready
+	$(BIN)/python -m tests.parity.parler_speed --reference_python .venv-parler/bin/python
 
 .venv-parler/.ready: requirements-parler.txt
 	$(PYTHON) -m venv .venv-parler

@@ -4,7 +4,8 @@ A virtual person talks to a Realtime server in real time, many sessions side by 
 turns, turns with a pause inside, questions, interruptions, long turns, noise, whole dialogues. The
 server is a black box; all is measured in the recordings of both sides. `--partner parrot` speaks
 the shipped duplex model's domain, `--partner assistant` talks to a cascade. Without `--url` it
-starts a server of its own. `--minutes N` holds one session that long instead.
+starts a server of its own. `--minutes N` holds one session that long instead; the exit status says
+whether its memory and ticks stayed flat and its channels together.
 """
 
 from __future__ import annotations
@@ -177,7 +178,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_json(options.json, {"environment": facts} | document)
     if options.picture:
         draw_duplex(document, options.picture)
-    return 0 if document["outcomes"] else 1
+    flat = not options.minutes or all(document["long"]["flat"].values())
+    return 0 if document["outcomes"] and flat else 1
 
 
 if __name__ == "__main__":

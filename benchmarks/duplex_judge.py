@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 
@@ -34,12 +38,18 @@ class Understood:
 
 
 class Judge:
-    """Raises ModuleNotFoundError without pocketsphinx, ValueError for words it cannot spell."""
+    """Hears any `words` one after another, or one of the `sayings` as a whole: loose, the short
+    words of these are taken for one another ("four" for "are") in the original voice, too.
 
-    def __init__(self, words: Iterable[str]) -> None:
+    Raises ModuleNotFoundError without pocketsphinx, ValueError for words it cannot spell.
+    """
+
+    def __init__(self, words: Iterable[str], sayings: Iterable[str] = ()) -> None:
         import pocketsphinx
 
-        vocabulary = sorted(set(words) - {domain.BACKCHANNEL})
+        loose = sorted(set(words) - {domain.BACKCHANNEL})
+        whole = sorted(set(sayings) - set(loose))
+        vocabulary = sorted({word for saying in (*loose, *whole) for word in saying.split()})
         self._decoder: Any = pocketsphinx.Decoder(
             hmm=pocketsphinx.get_model_path("en-us/en-us"),
             dict=pocketsphinx.get_model_path("en-us/cmudict-en-us.dict"),
@@ -53,8 +63,9 @@ class Judge:
         for index, phones in enumerate(BACKCHANNEL_PRONUNCIATIONS):
             name = domain.BACKCHANNEL if not index else f"{domain.BACKCHANNEL}({index + 1})"
             self._decoder.add_word(name, phones, True)
-        rule = f"{domain.BACKCHANNEL} | ({' | '.join(vocabulary)})+"
-        self._decoder.add_jsgf_string("answers", f"#JSGF V1.0; grammar g; public <g> = {rule};")
+        self.rule = " | ".join((domain.BACKCHANNEL, f"({' | '.join(loose)})+", *whole))
+        grammar = f"#JSGF V1.0; grammar g; public <g> = {self.rule};"
+        self._decoder.add_jsgf_string("answers", grammar)
         self._decoder.activate_search("answers")
 
     def hear(self, samples: Samples) -> str:
@@ -71,6 +82,35 @@ class Judge:
         return str(found.hypstr) if found is not None else ""
 
 
+class Hearings:
+    """A `hear` that knows from a file what it was asked before; it is written at the end.
+
+    `rule`: what else the answer depends on.
+    """
+
+    def __init__(self, hear: Callable[[Samples], str], rule: str, path: Path) -> None:
+        self._hear, self._rule, self._path = hear, rule.encode(), path
+        self._known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+
+    def __call__(self, samples: Samples) -> str:
+        key = hashlib.blake2b(samples.tobytes() + self._rule, digest_size=16).hexdigest()
+        if key not in self._known:
+            self._known[key] = self._hear(samples)
+        return self._known[key]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(json.dumps(self._known))
+
+
 def answer_words() -> set[str]:
     """All that the parrot may say, and what a sum is answered with."""
     sayings = (
@@ -81,6 +121,10 @@ def answer_words() -> set[str]:
         domain.LONG_TURN_REPLY,
     )
     return {word for saying in sayings for word in saying.split()}
+
+
+CLOSED_ANSWERS = frozenset((*domain.QUESTIONS.values(), domain.LONG_TURN_REPLY))
+"""What the parrot says besides phrases of `domain.WORDS`."""
 
 
 def says(answer: str, heard: str) -> bool:

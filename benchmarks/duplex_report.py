@@ -162,7 +162,7 @@ def figures(
         silent_in_time=_share(tested, lambda o: (o.stop_ms or 0.0) <= SILENT_WITHIN_MS),
         stop_ms=Spread.of([o.stop_ms for o in tested if o.stop_ms is not None]),
         resumed=_share(tested, lambda o: bool(o.resumed)),
-        attended=_share(tested, lambda o: bool(o.right)),
+        attended=_share([o for o in tested if o.right is not None], lambda o: bool(o.right)),
         interruptions_untested=len(over) - len(tested),
         long_takeover=_share(long, _took_over),
         long_takeover_v1=_share(long, lambda o: bool(o.takeover_v1) or not o.settled),
@@ -275,12 +275,12 @@ def print_report(f: Figures, found_bars: Sequence[dict[str, Any]]) -> None:
             f"\nrecorded human speech: answered {f.recorded_takeover}, "
             f"cut in {f.recorded_cut_in}, words right {words}"
         )
-    _print_turn_taking(f)
+    print_turn_taking(f)
     print(f"\n{NOTE}")
     print(table(PUBLISHED_V1_HEADERS, [list(row) for row in PUBLISHED_V1]))
 
 
-def _print_turn_taking(f: Figures) -> None:
+def print_turn_taking(f: Figures) -> None:
     if f.live is None or f.truth is None or f.difference is None:
         return
     headers = ("", "IPU", "s", "pause", "s", "gap", "s", "overlap", "s")

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from benchmarks.duplex_judge import Understood, says
 from benchmarks.duplex_scenes import ANSWER_S, Run
 from benchmarks.duplex_trials import FRAME_S, Task
-from benchmarks.listener import Said
 from benchmarks.measure import Span, audible_spans, stop_after, to_ms, to_samples
 from handlers.messages import RATE_HZ, Samples
 from models.parrot import domain
@@ -116,10 +115,7 @@ class Scorer:
         assert run.trace is not None
         if id(run.trace) not in self._known:
             right = run.trace.recording()[1]
-            spans = audible_spans(right, self.audible_dbfs, MAX_GAP_MS, SHORTEST_MS)
-            longest = round(BACKCHANNEL_BELOW_S * RATE_HZ)
-            words = (self.hear(right[a:b]) if b - a < longest else "" for a, b in spans)
-            sounds = [Sound(a, b, said) for (a, b), said in zip(spans, words, strict=True)]
+            sounds = sounds_in(right, self.hear, self.audible_dbfs)
             self._known = {id(run.trace): (right, sounds)}  # runs come session by session
         right, sounds = self._known[id(run.trace)]
         return right, [sound for sound in sounds if run.begin <= sound.start < run.end]
@@ -130,8 +126,7 @@ class Scorer:
         """All that is heard from the reply on, if anything is to be said there."""
         if reply is None or not wanted:
             return ""
-        later = [sound for sound in sounds if sound.start >= reply.start]
-        return " ".join(sound.words or self.hear(right[sound.start : sound.end]) for sound in later)
+        return words_from(reply, right, sounds, self.hear)
 
     def _turn(self, run: Run, right: Samples, sounds: Sequence[Sound]) -> Outcome:
         [said] = run.said
@@ -146,7 +141,7 @@ class Scorer:
         else:
             fresh = [sound for sound in sounds if sound.start >= said.onset]
             early = [sound for sound in early if sound.start < said.last_voiced]
-        reply = _reply(fresh, said.last_voiced)
+        reply = first_reply(fresh, said.last_voiced)
         latency = None if reply is None else to_ms(reply.start - said.last_voiced)
         heard = self._answer(trial.answer, reply, right, sounds)
         return Outcome(
@@ -176,7 +171,7 @@ class Scorer:
         parts = audible_spans(right[: run.end], self.audible_dbfs)
         reply = [part for part in parts if old[0].start <= part.start < said.last_voiced]
         stop = stop_after(reply, said.onset)
-        answer = _reply([s for s in sounds if s.start >= said.last_voiced], said.last_voiced)
+        answer = first_reply([s for s in sounds if s.start >= said.last_voiced], said.last_voiced)
         heard = self._answer(trial.over_answer, answer, right, sounds)
         understood = Understood.of(trial.over_answer, heard) if trial.over_answer else None
         attended = answer is not None
@@ -200,7 +195,7 @@ class Scorer:
         [said] = run.said
         early = [sound for sound in sounds if said.onset <= sound.start < said.last_voiced]
         short = [sound for sound in early if sound.backchannel]
-        reply = _reply([s for s in sounds if s.start >= said.onset], said.last_voiced)
+        reply = first_reply([s for s in sounds if s.start >= said.onset], said.last_voiced)
         return Outcome(
             run.trial.name,
             run.trial.task,
@@ -212,7 +207,9 @@ class Scorer:
             latency_ms=None if reply is None else to_ms(reply.start - said.last_voiced),
             answered=reply is not None,
             backchannels=len(short),
-            divergence=_timing(said, short, run.trial.backchannels),
+            divergence=timing(
+                short, run.trial.backchannels, said.start_sample, len(said.clip.samples)
+            ),
             seconds=(said.last_voiced - said.onset) / RATE_HZ,
         )
 
@@ -245,17 +242,39 @@ class Scorer:
         )
 
 
-def _reply(sounds: Sequence[Sound], last_voiced: int) -> Sound | None:
+def sounds_in(
+    samples: Samples, hear: Hear, audible_dbfs: float, matters: Sequence[Span] | None = None
+) -> list[Sound]:
+    """Of the partner's channel [T]. Words only of sounds that begin where it `matters`, if given:
+    to hear them takes longest."""
+    spans = audible_spans(samples, audible_dbfs, MAX_GAP_MS, SHORTEST_MS)
+    longest = round(BACKCHANNEL_BELOW_S * RATE_HZ)
+
+    def short(start: int, end: int) -> bool:
+        here = matters is None or any(span.start <= start < span.end for span in matters)
+        return here and end - start < longest
+
+    words = (hear(samples[a:b]) if short(a, b) else "" for a, b in spans)
+    return [Sound(a, b, said) for (a, b), said in zip(spans, words, strict=True)]
+
+
+def words_from(reply: Sound, samples: Samples, sounds: Sequence[Sound], hear: Hear) -> str:
+    """All that is heard in [T] from the reply on."""
+    later = [sound for sound in sounds if sound.start >= reply.start]
+    return " ".join(sound.words or hear(samples[sound.start : sound.end]) for sound in later)
+
+
+def first_reply(sounds: Sequence[Sound], last_voiced: int) -> Sound | None:
     """The first that is more than a backchannel and does not come too late."""
     limit = last_voiced + to_samples(ANSWER_S * 1000.0)
     return next((s for s in sounds if not s.backchannel and s.start < limit), None)
 
 
-def _timing(said: Said, heard: Sequence[Sound], truth: Sequence[Span]) -> float | None:
-    """Divergence of when backchannels sound in a turn; 1 without any; None without a truth."""
+def timing(heard: Sequence[Sound], truth: Sequence[Span], begin: int, length: int) -> float | None:
+    """Divergence of when backchannels sound in a turn that begins at sample `begin`, those of the
+    truth counted from there; 1 without any; None without a truth."""
     if not truth:
         return None
-    begin, length = said.start_sample, len(said.clip.samples)
     ours = windows([Span(s.start - begin, s.end - begin) for s in heard], length)
     return divergence(ours, windows(truth, length))
 

@@ -6,12 +6,16 @@ growing cache, one session after another) and the floor: one streaming read of a
 step must read, weights and keys and values. Then the number of sessions whose p99 step stays inside
 the frame, the engine alone, steps back to back. Columns "cpu" are processor time of the stepping
 thread: where they are far below the wall times, something else had the machine.
+
+`--live N` measures instead a started server with the shipped checkpoint and N clients that speak
+held-out dialogues all the time: ticks by its own metrics, gaps in the audio as the clients hear it.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -21,16 +25,24 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import uvloop
 
+from benchmarks.duplex_long import hold_many, live_figures, packets, print_live
+from benchmarks.duplex_scenes import Connection
+from benchmarks.duplex_trials import PARTNERS, Booth, Counts
 from benchmarks.report import Cell, environment, environment_lines, table, write_json
+from benchmarks.server_process import ServerFailed, running
 from models.parrot.attention import FrameCache
 from models.parrot.backbones import DualLlama
+from models.parrot.dialogues import load_options
 from models.parrot.engine import DuplexLM, Memory, TorchEngine
 from models.parrot.modeling import DualChannelModel
 
 BLOCK = 20
 """Steps of one thing before the next one's turn."""
 WARM_UP = 5
+LIVE_DIALOGUES = 4
+DIALOGUES = Path(__file__).parents[1] / "models/parrot/configs/dialogues/tiny.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +58,7 @@ class Shape:
 
 SHAPES = {
     "trial": Shape(128, 512, 4, 4, 4, 512, 40.0),
-    "tiny": Shape(192, 512, 5, 3, 3, 512, 40.0),
+    "tiny": Shape(160, 448, 4, 5, 5, 1024, 40.0),  # as shipped
     "1b": Shape(2048, 8192, 16, 32, 8, 2048, 80.0),
     "8b": Shape(4096, 14336, 32, 32, 8, 2048, 80.0),
 }
@@ -292,7 +304,22 @@ def _places(value: float) -> str:
     return f"{value:.2f}"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def measure_live(options: argparse.Namespace) -> dict[str, Any]:
+    """Prints, and returns what was found. Raises `ServerFailed`."""
+    with Booth(0, PARTNERS["parrot"](), load_options(DIALOGUES)) as booth:
+        trials = booth.trials(Counts(0, 0, 0, 0, 0, 0, LIVE_DIALOGUES))
+    track = packets([trial.clip.samples for trial in trials])
+    flags = ["--brain", "parrot", "--parrot_rows", str(options.live), *options.server]
+    with running(flags, options.server_log) as server:
+        live = uvloop.run(
+            hold_many(server, Connection(server.url), track, options.live, options.seconds)
+        )
+    found = live_figures(live)
+    print_live(found)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="trial")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -305,10 +332,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--most_sessions", type=int, default=128, help="0: don't look for them")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--live", type=int, help="clients of a started server instead")
+    parser.add_argument("--seconds", type=float, default=60.0, help="with --live")
+    parser.add_argument("--server_log", type=Path, help="file for the started server's output")
+    parser.add_argument("server", nargs="*", help="flags for the started server, after --")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     facts = _environment(options)
-    print(environment_lines(facts))
+    print(environment_lines(facts), flush=True)
+    if options.live:
+        try:
+            found_live = measure_live(options)
+        except ServerFailed as error:
+            print(error, file=sys.stderr)
+            return 1
+        if options.json:
+            write_json(options.json, {"environment": facts, "live": found_live})
+        return 0 if found_live["holds"] else 1
     with tempfile.TemporaryDirectory() as folder:
         engines = {
             name: torch_engine(options) if name == "torch" else vllm_engine(options, folder)
@@ -326,6 +366,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             document["sessions"] = {"frame_ms": frame_ms, "count": count, "p99_ms": p99}
     if options.json:
         write_json(options.json, document)
+    return 0
 
 
 def _environment(options: argparse.Namespace) -> dict[str, Any]:
@@ -339,4 +380,4 @@ def _environment(options: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

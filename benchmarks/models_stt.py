@@ -3,6 +3,7 @@
 Random weights in the shape of a released Whisper, so that it is about time and nothing else: every
 text has as many tokens as such speech has.
 
+`ready`: what a start takes; compiled, with all shapes compiled, so that nothing is while it serves.
 `all at once`: so many utterances end at the same moment; how long until each has its final text.
 `live`: so many people speak at the same time, in real time, with partial texts; how long after the
 end. The plain way is one `model.generate`, or one `transcribe` of the package, after another.
@@ -35,6 +36,7 @@ CHUNK_SAMPLES = 512
 LOAD_TIMEOUT_S = 600.0
 HEADERS = (
     "",
+    "ready s",
     "rows",
     "RTF",
     "CPU",
@@ -53,6 +55,7 @@ class Result:
     real_time_factor: float  # time for all of them over their audio
     cpu_factor: float  # processor time over it, which other processes change less
     at_once_s: Spread
+    ready_s: float | None = None  # from the start to the first request it may be asked
     live_s: Spread | None = None
     partials: float | None = None  # per utterance, live
 
@@ -64,7 +67,8 @@ class Result:
         ]
         partials = two_places(self.partials)
         factors = (two_places(self.real_time_factor), two_places(self.cpu_factor))
-        return [self.backend, self.rows, *factors, *times_ms, partials]
+        ready = two_places(self.ready_s)
+        return [self.backend, ready, self.rows, *factors, *times_ms, partials]
 
 
 class Nobody:
@@ -134,7 +138,9 @@ def ours(
     rounds: int,
 ) -> list[Result]:
     results = []
+    started_s = time.monotonic()
     with running(make) as (stt, emitted):
+        ready_s = time.monotonic() - started_s
         at_once(stt, emitted, audio[:1])  # the first has caches to fill
         for rows in counts:
             some = audio[:rows]
@@ -149,6 +155,7 @@ def ours(
                     float(np.median([max(one) for one in once])) / _seconds(some),
                     cpu_s / _seconds(some),
                     Spread.of([value for one in once for value in one]),
+                    ready_s,
                     Spread.of(spoken),
                     partials,
                 )

@@ -10,6 +10,10 @@ from handlers.messages import RATE_HZ
 
 _FAST_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5)
 _TURN_S = (0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 5)
+_TICK_S = (
+    *(0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.045, 0.05, 0.06, 0.08, 0.1),
+    *(0.12, 0.16, 0.2, 0.3, 0.4, 1),
+)
 LAG_INTERVAL_S = 0.05
 
 
@@ -62,14 +66,18 @@ class Metrics:
         self._failed = Counter("parley_stage_failures", "Failed requests", ["stage"], registry=r)
         self._tick_late = Histogram(
             "parley_tick_lateness_seconds", "Start of a duplex tick after it was due",
-            buckets=_FAST_S, registry=r,
+            buckets=_TICK_S, registry=r,
         )  # fmt: skip
         self._tick = Histogram(
             "parley_tick_seconds", "A duplex tick, from its start to the decoded audio",
-            buckets=_FAST_S, registry=r,
+            buckets=_TICK_S, registry=r,
         )  # fmt: skip
         self._ticks_skipped = Counter("parley_ticks_skipped", "Duplex ticks left out", registry=r)
         self._rows = Gauge("parley_rows_in_use", "Rows of the duplex model in use", registry=r)
+        self._heard_late = Histogram(
+            "parley_heard_late_seconds", "Age of what the duplex model hears: the oldest of a tick",
+            buckets=_TICK_S, registry=r,
+        )  # fmt: skip
         self._substituted = Counter(
             "parley_silence_frames", "Frames of silence in place of audio that had not come",
             registry=r,
@@ -103,6 +111,9 @@ class Metrics:
 
     def rows_in_use(self, rows: int) -> None:
         self._rows.set(rows)
+
+    def heard_late(self, seconds: float) -> None:
+        self._heard_late.observe(seconds)
 
     def silence_substituted(self, frames: int) -> None:
         self._substituted.inc(frames)

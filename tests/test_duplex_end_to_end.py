@@ -155,8 +155,8 @@ def answers(folder: Path, user: Tensor) -> Tensor:
             logits = model(frames.flatten()[None]).logits[0, -1, 1, :, :size]  # [D, K]
         silence = logits.softmax(-1)[:, rest]
         logits[:, rest] = -torch.inf
-        sounds = 1 - silence >= ParrotOptions().onset
-        said.append(torch.where(sounds, logits.argmax(-1), rest))
+        needed = torch.where(frames[-1, 1] == rest, ParrotOptions().onset, 0.5)
+        said.append(torch.where(1 - silence >= needed, logits.argmax(-1), rest))
     return torch.stack(said[1:])
 
 
@@ -175,17 +175,19 @@ def check_heard(heard: Tensor, folder: Path, audio: Samples) -> None:
 def check_audio(received: Samples, said: Tensor, folder: Path, row: int) -> None:
     """The audio [T] on the wire is that of our codes [F, D], from some frame on.
 
-    In the same row of as many: random weights make much of another order of summation.
+    Random weights make much of another order of summation, as with other rows beside it: within a
+    fiftieth, by root mean square. In tests/models/test_codec.py rows are equal to much less.
     """
     codec = TinyCodec.load(folder)
     bank = RowBank(codec.decode, codec.decoder_state, ROWS, "cpu")
+    bank.open(row)
     sound = np.concatenate([bank.step({row: frame[None]})[row].numpy() for frame in said])
     wanted = resampled(sound, codec.sample_rate_hz, RATE_HZ, codec.frame_samples).clip(-1, 1)
     assert len(received) > 10 * FRAME_SAMPLES
     assert np.abs(received).max() > 1e-3
     for begin in range(0, len(wanted) - len(received) + 1, FRAME_SAMPLES):
-        off = np.abs(wanted[begin : begin + len(received)] - received).max()
-        if off < 2 / 32768:
+        off = wanted[begin : begin + len(received)] - received
+        if np.square(off).sum() < np.square(received).sum() / 50**2:
             return
     raise AssertionError("what was sent is not what was said")
 

@@ -1,9 +1,10 @@
 """One table: Parley, Pipecat and Hugging Face speech-to-speech over the same stub models.
 
 `python -m benchmarks.peers`. The models are `benchmarks.stub_models`, the person and the clips are
-those of `benchmarks.latency`, one conversation at a time, one server after the other in the same
-run. The peers run from their packages with the defaults that these bring, each in an environment of
-its own under `--folder`, which the first run makes (some GB).
+those of `benchmarks.latency`, one conversation at a time unless `--parallel` says otherwise, one
+server after the other in the same run. The peers run from their packages with the settings that
+these bring or recommend (`SETTINGS`), each in an environment of its own under `--folder`, which the
+first run makes (some GB).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from benchmarks.report import Cell, doubts, environment, environment_lines, tabl
 from benchmarks.server_process import CpuMeter, Server, ServerFailed, running
 from benchmarks.stub_models import MODELS_S, behind, stub_models
 
-Start = Callable[[Path, str, Path], contextlib.AbstractContextManager[Server]]
+Start = Callable[[Path, str, Path, int], contextlib.AbstractContextManager[Server]]
 HEADERS = (
     "at the ear, ms",
     "turns",
@@ -39,7 +40,7 @@ HEADERS = (
 
 
 @contextlib.contextmanager
-def parley(folder: Path, models: str, log: Path) -> Iterator[Server]:
+def parley(folder: Path, models: str, log: Path, sessions: int) -> Iterator[Server]:
     with running(behind(models), log) as server:
         yield server
 
@@ -49,19 +50,26 @@ SERVERS: dict[str, Start] = {
     "pipecat": pipecat,
     "speech-to-speech": speech_to_speech,
 }
+SETTINGS = {
+    "parley": "defaults: Silero VAD, a local PocketSphinx for turn-taking, speculative replies",
+    "pipecat": "1.14.0, its template's defaults: Silero VAD (0.2 s), Smart Turn v3.2 (3 s)",
+    "speech-to-speech": "1.1.0, defaults: Silero VAD (64 ms), Smart Turn v3.2 (2 s), speculative "
+    "turns; LM and TTS streamed; language detector loaded before it is asked",
+}
 
 
 def measure(name: str, options: argparse.Namespace, listener: argparse.Namespace) -> dict[str, Any]:
     """The figures of one server. Raises `ServerFailed`."""
     clips = latency.make_turns(listener)
     sessions = latency.make_sessions(clips, listener)
-    log = options.folder / f"{name}.log"
-    with stub_models() as models, SERVERS[name](options.folder, models, log) as server:
+    log, start = options.folder / f"{name}.log", SERVERS[name]
+    with stub_models() as models, start(options.folder, models, log, options.parallel) as server:
         meter = CpuMeter(server)
         scores = uvloop.run(latency.hold_sessions(sessions, server, listener))
         cpu = meter.read()
     figures = latency.summary(scores, len(clips))
-    return {"figures": figures, "cpu_cores": cpu, "turns": scores.turns}
+    settings = SETTINGS[name]
+    return {"settings": settings, "figures": figures, "cpu_cores": cpu, "turns": scores.turns}
 
 
 def row(name: str, found: dict[str, Any]) -> list[Cell]:
@@ -84,6 +92,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--folder", type=Path, default=Path("out/peers"), help="environments and logs")
     add("--turns", type=int, default=33, help="synthetic turns")
     add("--interruptions", type=int, default=16, help="barge-ins and noises, by turns")
+    add("--parallel", type=int, default=1, help="conversations at a time")
     add("--seed", type=int, default=0)
     add("--json", type=Path, help="write all figures there")
     return parser.parse_args(argv)
@@ -91,11 +100,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
-    # JSON and base64, the variant that all of them speak; one conversation at a time, because one
-    # of them has a pipeline per session.
+    # JSON and base64: the variant that all of them speak.
     listener = latency.parse(
         [
-            *("--wire", "json", "--parallel", "1", "--seed", str(options.seed)),
+            *("--wire", "json", "--parallel", str(options.parallel), "--seed", str(options.seed)),
             *("--turns", str(options.turns), "--interruptions", str(options.interruptions)),
         ]
     )
@@ -114,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in doubts(late_ms, found[name]["cpu_cores"].others):
             print(line)
     print("\n" + table(HEADERS, [row(name, one) for name, one in found.items()]))
+    for name in found:
+        print(f"{name}: {SETTINGS[name]}")
     print(f"Of a reply's time the models take {MODELS_S * 1000:.0f} ms, one after the other.")
     if options.json:
         write_json(options.json, {"environment": facts, "servers": found})

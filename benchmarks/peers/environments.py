@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.server_process import HOST, STOP_TIMEOUT_S, Server, ServerFailed, free_port
 
 HERE = Path(__file__).parent
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 300.0
 LOOK_EVERY_S = 0.1
 SMART_TURN = "pipecat/audio/turn/smart_turn/data/smart-turn-v3.2-cpu.onnx"
 
@@ -51,25 +51,25 @@ def environment(folder: Path, requirements: Sequence[str]) -> Path:
 
 
 @contextlib.contextmanager
-def pipecat(folder: Path, models: str, log: Path) -> Iterator[Server]:
+def pipecat(folder: Path, models: str, log: Path, sessions: int) -> Iterator[Server]:
     python = environment(folder / "pipecat", ["pipecat.txt"])
     with _serving([python, HERE / "pipecat_server.py"], models, log) as server:
         yield server
 
 
 @contextlib.contextmanager
-def speech_to_speech(folder: Path, models: str, log: Path) -> Iterator[Server]:
+def speech_to_speech(folder: Path, models: str, log: Path, sessions: int) -> Iterator[Server]:
     names = ["speech_to_speech.txt", "speech_to_speech_nodeps.txt"]
     python = environment(folder / "speech_to_speech", names)
     environment(folder / "pipecat", ["pipecat.txt"])  # where the turn model's weights are
     (weights,) = (folder / "pipecat").glob(f"lib/*/site-packages/{SMART_TURN}")
     script = HERE / "speech_to_speech_server.py"
-    # Two, because a session's pipeline is free only some time after its client has gone.
+    # One more, because a session's pipeline is free only some time after its client has gone.
     flags: list[str | Path] = [
         "--data",
         folder / "data",
         "--num_pipelines",
-        "2",
+        str(sessions + 1),
         "--smart_turn_model_path",
         weights,
     ]

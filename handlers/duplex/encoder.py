@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -85,7 +84,9 @@ class DuplexEncoder(DuplexStage):
             RATE_HZ, speech.sample_rate_hz, self._frame_samples, options.rows
         )
         self._bank = RowBank(speech.encode, speech.encoder_state, options.rows, self.parts.device)
+        self._bank.open(0)
         self._bank.step({0: torch.zeros(speech.frame_samples)})  # the first call is a slow one
+        self._bank.close(0)
 
     def process(self, batch: Sequence[Message]) -> Iterable[Message]:
         now_s = self.clock()
@@ -112,18 +113,19 @@ class DuplexEncoder(DuplexStage):
             return
         if not self._sessions:
             self._next_s = max(self._next_s, now_s)
-        row = heapq.heappop(self._free)
+        row = self._free.pop()
         self._sessions[ticket] = _Session(row, self._settings)
         self._joined.append((ticket, row))
         self._resampler.reset(row)
-        self._bank.reset(row)
+        self._bank.open(row)
         self.duplex.rows_in_use(len(self._sessions))
 
     def _let_go(self) -> None:
         """The rows of those who have gone are free."""
         for ticket in [ticket for ticket in self._sessions if not ticket.live]:
             row = self._sessions.pop(ticket).row
-            heapq.heappush(self._free, row)
+            self._bank.close(row)
+            self._free.append(row)
             if (ticket, row) in self._joined:  # nobody else has heard of it
                 self._joined.remove((ticket, row))
             else:
@@ -168,6 +170,8 @@ class DuplexEncoder(DuplexStage):
             return ()
         sessions = list(self._sessions.values())
         taken = [session.stream.take() for session in sessions]
+        waiting = max(session.stream.waiting for session in sessions)
+        self.duplex.heard_late(self._frame_s + waiting / RATE_HZ)
         self.duplex.silence_substituted(sum(samples is None for samples in taken))
         rows = [session.row for session in sessions]
         heard = np.stack([self._silence if samples is None else samples for samples in taken])

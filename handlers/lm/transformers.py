@@ -27,6 +27,7 @@ READ_TOKENS = {"cpu": 32}
 """How many tokens of questions are read at a step while others speak, by device: on a CPU that
 takes about as long as some steps of speaking, elsewhere hardly longer than one."""
 READ_TOKENS_ELSEWHERE = 512
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class TransformersLMOptions(LocalLMOptions):
 
     device: str = option("auto", "cuda, cpu, mps; auto: the best there is", "lm_device")
     compile_mode: str = option(
-        "", "torch.compile mode of the step: default, reduce-overhead ...", "lm_compile_mode"
+        "",
+        "torch.compile mode of the step: default, reduce-overhead or max-autotune",
+        "lm_compile_mode",
     )
 
 
@@ -73,10 +76,15 @@ class TransformersLM(Handler[_Reply]):
 
         o = self.options
         o.check_named()
+        if o.compile_mode and o.compile_mode not in COMPILE_MODES:
+            known = ", ".join(COMPILE_MODES)
+            raise ValueError(f"--lm_compile_mode is {o.compile_mode}; it can be {known}")
         self._stops, self._seeds = o.stops, o.seeds()
         device = chosen_device(o.device)
         try:
-            self._model = load(o.model_name, device=device, dtype=o.torch_dtype)
+            self._model = load(
+                o.model_name, device=device, dtype=o.torch_dtype, packed=not o.compile_mode
+            )
         except ValueError as error:
             raise ValueError(f"--lm_model_name {error}") from error
         tokens = min(o.context_tokens, self._model.tokens)
@@ -187,7 +195,13 @@ class TransformersLM(Handler[_Reply]):
             try:
                 engine.warm_up()
             except Exception as error:
-                if not is_out_of_memory(error):
+                short = is_out_of_memory(error)
+                if o.compile_mode and not short:
+                    raise ValueError(
+                        f"--lm_compile_mode {o.compile_mode}: the model cannot be compiled here "
+                        f"({type(error).__name__})"
+                    ) from error
+                if not short:
                     raise
                 if rows == 1:
                     raise ValueError(

@@ -20,6 +20,7 @@ from handlers.base import Emit, Observer, Overloaded
 from handlers.messages import EAR_RATE_HZ, Conclude, Failed, Heard, Message, Transcript
 from handlers.remote import Endpoint, RemoteHandler
 from handlers.stt.pocketsphinx import PocketSphinxOptions, PocketSphinxSTT
+from handlers.stt.streaming import language_code
 from handlers.ticket import Ticket
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class OpenAISTTOptions(PocketSphinxOptions):
 class _Utterance:
     pcm: bytearray  # at EAR_RATE_HZ
     words: str | None  # heard here so far; None: nobody hears, or he has failed
+    language: str  # for the endpoint; empty: to be detected there
     request: Conclude | None = None  # the latest
     cue: Transcript | None = None  # what was heard here, for that
     text: str | None = None  # what the endpoint has made of it
@@ -63,8 +65,9 @@ class OpenAISTT(RemoteHandler[_Utterance]):
     """`Transcript.text` is the endpoint's, `heard` and `end_probability` are PocketSphinx's.
 
     Neither waits for the other: where PocketSphinx comes last, the final transcript is sent again
-    with its cues. A later revision supersedes the request for an earlier one. PocketSphinx knows
-    English: with another `language` it is left out, and every pause is an unsure one.
+    with its cues. A later revision supersedes the request for an earlier one. A session's language
+    counts more than the option. PocketSphinx knows English: with another language it is left out,
+    and every pause is an unsure one.
     """
 
     stage: ClassVar[str] = "stt"
@@ -78,7 +81,7 @@ class OpenAISTT(RemoteHandler[_Utterance]):
         self.options = o = options
         self._endpoint = Endpoint(o.base_url, o.api_key, "PARLEY_STT_API_KEY", o.connect_timeout_s)
         self._local: PocketSphinxSTT | None = None
-        if o.language.lower().partition("-")[0] in ("", "en"):
+        if language_code(o.language) in (None, "en"):
             self._local = PocketSphinxSTT(o, emit=self._heard_here)
 
     def setup(self) -> None:
@@ -100,7 +103,8 @@ class OpenAISTT(RemoteHandler[_Utterance]):
             self.emit(self._failure(message.ticket, self.error("overloaded", str(error))))
 
     def open(self, ticket: Ticket) -> _Utterance:
-        return _Utterance(bytearray(), None if self._local is None else "")
+        words = None if self._local is None else ""
+        return _Utterance(bytearray(), words, self.options.language)
 
     def close(self, ticket: Ticket, state: _Utterance) -> None:
         state.pcm.clear()
@@ -108,7 +112,10 @@ class OpenAISTT(RemoteHandler[_Utterance]):
     def handle(self, message: Message) -> Iterable[Message]:
         utterance = self.state(message.ticket)
         match message:
-            case Heard(_, samples):
+            case Heard(_, samples, language):
+                if language is not None and (code := language_code(language)):
+                    utterance.language = code
+                    utterance.words = utterance.words if code == "en" else None
                 utterance.pcm += to_pcm16(samples)
                 self._hear_here(message, utterance)
             case Conclude():
@@ -166,8 +173,8 @@ class OpenAISTT(RemoteHandler[_Utterance]):
     async def _text(self, request: Conclude, pcm: bytes, utterance: _Utterance) -> str:
         o = self.options
         fields = {"model": o.model_name, "response_format": "json"}
-        if o.language:
-            fields["language"] = o.language
+        if utterance.language:
+            fields["language"] = utterance.language
         if o.stream:
             fields["stream"] = "true"
         files = {"file": ("speech.wav", _wav(pcm), "audio/wav")}

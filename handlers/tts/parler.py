@@ -56,7 +56,9 @@ class ParlerOptions:
     device: str = _option("cpu", "cpu, cuda, cuda:1, mps", "tts_device")
     torch_dtype: str = _option("float32", "float32, bfloat16 or float16", "tts_torch_dtype")
     compile_mode: str = _option(
-        "", "torch.compile mode of the decoder's layers (empty: not compiled)", "tts_compile_mode"
+        "",
+        "torch.compile mode of the decoder's layers; on a CPU none is faster: weights are packed",
+        "tts_compile_mode",
     )
     description: str = _option(
         DESCRIPTION, "how the voice sounds; {voice} and {pace} are filled in", "description"

@@ -128,7 +128,8 @@ class VitsTTS(Handler[Rows]):
         try:
             self._model = Vits.load(o.model_name, device, dtype)
         except Exception as error:
-            raise unusable(f"{o.model_name} cannot be loaded: {first_line(error)}") from error
+            reason = first_line(error)
+            raise unusable(f"--tts_model_name {o.model_name} cannot be loaded: {reason}") from error
         if self._reader.size > (known := self._model.model.config.vocab_size):
             found = f"{self._reader.size} tokens for a vocabulary of {known}"
             raise unusable(f"{o.model_name} does not fit its tokenizer: {found}")
@@ -153,7 +154,9 @@ class VitsTTS(Handler[Rows]):
         begin, chunk = 0, self._first_frames
         for _ in range(8):
             end = min(begin + chunk, long.length)
-            self._model.sound([(long, *self._window(long, begin, end, chunk))])
+            window = (long, *self._window(long, begin, end, chunk))
+            for rows in {1, min(2, self._together)}:  # one is a case of its own
+                self._model.sound([window] * rows)
             begin, chunk = min(end, context), self._next(chunk)
 
     def _window(self, latents: Latents, begin: int, end: int, chunk: int) -> tuple[int, int]:

@@ -8,6 +8,8 @@ import re
 from handlers.base import StageError
 
 _WORD = re.compile(r"\S+")
+READABLE = 0.5
+"""A text with a smaller share of its letters in the vocabulary is in a script of others."""
 
 
 class Reader:
@@ -20,12 +22,16 @@ class Reader:
 
     def __init__(self, name_or_folder: str) -> None:
         from transformers import VitsTokenizer
+        from transformers.utils import cached_file
 
         try:
+            cached_file(name_or_folder, "vocab.json")  # says what is wrong; the tokenizer does not
             self._tokenizer = VitsTokenizer.from_pretrained(name_or_folder)
         except Exception as error:
             reason = first_line(error)
-            raise unusable(f"{name_or_folder} has no usable tokenizer: {reason}") from error
+            raise unusable(
+                f"--tts_model_name {name_or_folder} has no usable tokenizer: {reason}"
+            ) from error
         for wanted, package in (("is_uroman", "uroman"), ("phonemize", "phonemizer")):
             if getattr(self._tokenizer, wanted) and importlib.util.find_spec(package) is None:
                 raise unusable(f"{name_or_folder} needs a package: pip install {package}")
@@ -42,15 +48,14 @@ class Reader:
         """Tokens, and for each word (characters of `text`, tokens) until its end.
 
         Both empty where there is nothing to read. Raises StageError `unreadable_text` where there
-        is something but nothing of it is in the vocabulary.
+        is something but nothing of it is in the vocabulary, or too few of the letters.
         """
         if not any(char.isalnum() for char in text):
             return [], []
         latin = self._latin(text)
         plain = self._plain(latin)
-        vocabulary = self._tokenizer.encoder
-        if not any(char.isalnum() and char in vocabulary for char in plain):
-            message = "The voice cannot read this: nothing of it is in the voice's alphabet."
+        if not self._readable(latin, plain):
+            message = "The voice cannot read this: little of it is in the voice's alphabet."
             raise StageError("unreadable_text", message)
         tokens = [token for token in self._tokenizer(latin)["input_ids"] if token < self.size]
         per_char = 2 if self._tokenizer.add_blank else 1
@@ -70,6 +75,15 @@ class Reader:
         """As the tokenizer has it before it numbers the characters."""
         plain, _ = self._tokenizer.prepare_for_tokenization(text)
         return str(plain)
+
+    def _readable(self, text: str, plain: str) -> bool:
+        vocabulary = self._tokenizer.encoder
+        known = [char for char in plain if char.isalnum() and char in vocabulary]
+        if self._tokenizer.phonemize:  # not of the letters that `text` has
+            return bool(known)
+        return bool(known) and sum(map(str.isalpha, known)) >= READABLE * sum(
+            map(str.isalpha, text)
+        )
 
     def _chars_until(self, text: str, end: int, total: int) -> int:
         """How many of the plain text's `total` characters belong to `text[:end]`."""

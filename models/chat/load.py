@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AttentionInterface,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -19,13 +20,17 @@ from transformers import (
 from transformers.utils import logging
 
 from models.chat.rows import attention_kinds
+from models.common.attention import grouped_attention
 from models.common.device import is_out_of_memory
 from models.common.errors import ArchitectureError, ConfigError
+from models.common.packed import pack
 from models.common.sampling import Sampling
 
 SHOWN_KEYS = 8
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _GROWING_ROPE = ("dynamic", "longrope")
+_GROUPED = "chat_grouped"
+AttentionInterface.register(_GROUPED, grouped_attention)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +45,9 @@ class ChatModel:
     """The longest conversation that it can read."""
 
 
-def load(name: str, *, device: str = "cpu", dtype: str = "auto") -> ChatModel:
-    """`dtype` "auto" is the checkpoint's own; on a CPU float32 in place of float16.
+def load(name: str, *, device: str = "cpu", dtype: str = "auto", packed: bool = True) -> ChatModel:
+    """`dtype` "auto" is the checkpoint's own; on a CPU float32 in place of float16. `packed`: see
+    `prepare`.
 
     Raises `ConfigError` where there is no such model, tokenizer, dtype or device, and
     `ArchitectureError` where the weights don't fit the model or the model can't be served in rows.
@@ -63,14 +69,28 @@ def load(name: str, *, device: str = "cpu", dtype: str = "auto") -> ChatModel:
     if "position_ids" not in inspect.signature(model.forward).parameters:
         raise ArchitectureError(f"{name}: a {config.model_type} model does not take positions")
     advice = model.generation_config
+    model.to(device)
+    prepare(model, packed=packed)
     stops = {*_ids(advice.eos_token_id), *_ids(config.eos_token_id), *_ids(tokenizer.eos_token_id)}
     return ChatModel(
-        model=model.to(device),
+        model=model,
         tokenizer=tokenizer,
         stop_ids=frozenset(stops),
         sampling=_sampling(advice),
         tokens=_longest(text),
     )
+
+
+def prepare(model: PreTrainedModel, *, packed: bool = True) -> None:
+    """For an engine's short steps of many rows. `generate` is not for it from then on: it does not
+    always make the mask that the attention needs.
+
+    `packed`: with weights packed where that is faster, which `torch.compile` can't read.
+    """
+    if model.config.get_text_config()._attn_implementation == "sdpa":
+        model.set_attn_implementation(_GROUPED)
+    if packed:
+        pack(model)
 
 
 def load_tokenizer(name: str) -> Any:

@@ -17,6 +17,8 @@ class History(RowState):
     def __init__(self, rows: int) -> None:
         super().__init__(rows)
         self.active: Tensor | None = None  # [R] bool; None: all
+        self._packed: dict[nn.Module, Tensor] = {}
+        self._room: dict[tuple[nn.Module, tuple[int, ...]], Tensor] = {}
 
     def past(self, layer: nn.Module, name: str, like: Tensor, *shape: int) -> Tensor:
         """What `remember` was last given there, or zeros. [R, *shape]"""
@@ -25,21 +27,51 @@ class History(RowState):
     def remember(self, layer: nn.Module, name: str, value: Tensor) -> None:
         self.keep((layer, name), value.detach(), self.active)
 
+    def packed(self, conv: nn.Conv1d) -> Tensor:
+        """Its weights as they are at the first call, for a product with [..., kernel * N]."""
+        if conv not in self._packed:
+            self._packed[conv] = conv.weight.detach().transpose(1, 2).flatten(1).contiguous()
+        return self._packed[conv]
+
+    def room(self, layer: nn.Module, like: Tensor, *shape: int) -> Tensor:
+        """[R, *shape] for whatever the layer makes: the same memory at each call of that shape,
+        since to take megabytes anew each time costs more than what is done in them."""
+        place = (layer, shape)
+        if place not in self._room:
+            self._room[place] = like.new_empty((self.capacity, *shape))
+        return self._room[place][: self.rows]
+
 
 class CausalConv(nn.Conv1d):
-    """[R, N, T] -> [R, N', T]; sees this step and (kernel - 1) * dilation before it."""
+    """[R, N, T] -> [R, N', T / stride]; sees this step and those before it.
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int = 1) -> None:
-        super().__init__(inputs, outputs, kernel, dilation=dilation)
-        self.reach = (kernel - 1) * dilation
+    A convolution of a few steps takes several times as long as the product that it amounts to,
+    which with a history stands in its place.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, dilation: int = 1, stride: int = 1
+    ) -> None:
+        super().__init__(inputs, outputs, kernel, dilation=dilation, stride=stride)
+        self.reach = (kernel - 1) * dilation - (stride - 1)
 
     def forward(self, x: Tensor, history: History | None = None) -> Tensor:
         if history is None:
-            x = nn.functional.pad(x, (self.reach, 0))
-        elif self.reach:
-            x = torch.cat((history.past(self, "x", x, x.shape[1], self.reach), x), dim=-1)
-            history.remember(self, "x", x[..., -self.reach :])
-        return super().forward(x)
+            return super().forward(nn.functional.pad(x, (self.reach, 0)))
+        return self._stream(x.mT, history).mT
+
+    def _stream(self, x: Tensor, history: History) -> Tensor:
+        """[R, T, N] -> [R, T / stride, N']"""
+        steps = x.shape[1]
+        if self.reach:
+            x = torch.cat((history.past(self, "x", x, self.reach, x.shape[2]), x), dim=1)
+            history.remember(self, "x", x[:, -self.reach :])
+        taps = x
+        if self.kernel_size[0] > 1:
+            begins = range(0, self.kernel_size[0] * self.dilation[0], self.dilation[0])
+            pieces = [x[:, at : at + steps : self.stride[0]] for at in begins]
+            taps = torch.cat(pieces, dim=-1)  # [R, T / stride, kernel * N]
+        return nn.functional.linear(taps, history.packed(self), self.bias)
 
 
 class Residual(nn.Module):
@@ -48,8 +80,8 @@ class Residual(nn.Module):
     def __init__(self, width: int, dilation: int = 1) -> None:
         super().__init__()
         self.wide = CausalConv(width, width, 3, dilation)
-        self.point = nn.Conv1d(width, width, 1)
+        self.point = CausalConv(width, width, 1)
 
     def forward(self, x: Tensor, history: History | None = None) -> Tensor:
         y = self.wide(nn.functional.gelu(x), history)
-        return x + self.point(nn.functional.gelu(y))
+        return x + self.point(nn.functional.gelu(y), history)

@@ -27,6 +27,9 @@ class HarmonicVocoder(nn.Module):
     edges_hz: Tensor
     noise: Tensor
     fade_in: Tensor
+    numbers: Tensor
+    glide: Tensor
+    to_bins: Tensor
 
     def __init__(
         self,
@@ -44,7 +47,7 @@ class HarmonicVocoder(nn.Module):
         self.lowest_hz = lowest_hz
         self.inlet = CausalConv(mel_bands + 2, width, 3)
         self.body = nn.ModuleList(Residual(width, dilation) for dilation in (1, 2, 4))
-        self.outlet = nn.Conv1d(width, 2 * bands, 1)
+        self.outlet = CausalConv(width, 2 * bands, 1)
         top_mel = 2595 * math.log10(1 + rate_hz / 2 / 700)
         mels = torch.linspace(0, top_mel, bands)
         self.register_buffer("edges_hz", 700 * (10 ** (mels / 2595) - 1), persistent=False)
@@ -53,6 +56,13 @@ class HarmonicVocoder(nn.Module):
         self.register_buffer("noise", noise, persistent=False)
         ramp = torch.sin(torch.linspace(0, math.pi / 2, hop_samples + 1)[:-1]) ** 2
         self.register_buffer("fade_in", ramp, persistent=False)
+        numbers = torch.arange(1.0, self.harmonics + 1)
+        glide = torch.arange(1, hop_samples + 1) / hop_samples
+        bins_hz = torch.linspace(0, rate_hz / 2, hop_samples + 1)
+        to_bins = self._at(torch.eye(bands), bins_hz.expand(bands, -1))  # [E, hop + 1]
+        self.register_buffer("numbers", numbers, persistent=False)
+        self.register_buffer("glide", glide, persistent=False)
+        self.register_buffer("to_bins", to_bins, persistent=False)
 
     def forward(
         self, mel: Tensor, pitch_hz: Tensor, voiced: Tensor, history: History | None = None
@@ -63,15 +73,14 @@ class HarmonicVocoder(nn.Module):
         x = self.inlet(inputs.mT, history)  # [R, width, M]
         for layer in self.body:
             x = layer(x, history)
-        envelopes = self.outlet(nn.functional.gelu(x)).mT.clamp(-14, 4)  # [R, M, 2 E], log
+        envelopes = self.outlet(nn.functional.gelu(x), history).mT.clamp(-14, 4)  # [R, M, 2 E], log
         tonal, hiss = envelopes.exp().split(self.bands, dim=-1)
         history = history or History(mel.shape[0])
         return self._tones(tonal, pitch_hz, history) + self._hiss(hiss, history)
 
     def _tones(self, envelope: Tensor, pitch_hz: Tensor, history: History) -> Tensor:
         """Harmonics of the pitch under the envelope [R, M, E], both gliding between frames."""
-        numbers = torch.arange(1, self.harmonics + 1, device=envelope.device)
-        frequency = pitch_hz[..., None] * numbers  # [R, M, H]
+        frequency = pitch_hz[..., None] * self.numbers  # [R, M, H]
         audible = frequency < self.rate_hz / 2
         levels = self._at(envelope, frequency.clamp(max=self.rate_hz / 2)) * audible
         pitch_before = history.past(self, "pitch", pitch_hz, 1).clone()
@@ -80,31 +89,27 @@ class HarmonicVocoder(nn.Module):
         pitch = torch.cat((pitch_before, pitch_hz), dim=1)  # [R, 1 + M]
         history.remember(self, "levels", levels[:, -1:])
         history.remember(self, "pitch", pitch[:, -1:])
-        glide = torch.arange(1, self.hop_samples + 1, device=pitch.device) / self.hop_samples
         with torch.no_grad():  # of the pitch the losses of training are others
-            steps = pitch[:, :-1, None] + (pitch[:, 1:] - pitch[:, :-1])[..., None] * glide
+            steps = pitch[:, :-1, None] + (pitch[:, 1:] - pitch[:, :-1])[..., None] * self.glide
             cycles = history.past(self, "cycles", steps.double(), 1)
             cycles = cycles + torch.cumsum(steps.flatten(1).double() / self.rate_hz, dim=1)
             history.remember(self, "cycles", cycles[:, -1:] % 1.0)
             angle = (cycles % 1.0).float().unflatten(1, (-1, self.hop_samples)) * (2 * math.pi)
-            waves = torch.sin(angle[..., None, :] * numbers[:, None])  # [R, M, H, hop]
-        start, end = levels[:, :-1, None], levels[:, 1:, None]  # [R, M, 1, H]
-        rising = (end @ (waves * glide)).squeeze(-2)  # [R, M, hop]
-        falling = (start @ (waves * (1 - glide))).squeeze(-2)
-        return (rising + falling).flatten(1)
+            waves = history.room(self, angle, len(angle[0]), self.harmonics, self.hop_samples)
+            torch.mul(angle[..., None, :], self.numbers[:, None], out=waves).sin_()
+        ends = torch.stack((levels[:, :-1], levels[:, 1:]), dim=2)  # [R, M, 2, H]
+        falling, rising = (ends @ waves).unbind(2)  # [R, M, 2, hop] -> [R, M, hop] each
+        return torch.lerp(falling, rising, self.glide).flatten(1)
 
     def _hiss(self, envelope: Tensor, history: History) -> Tensor:
         """White noise under the envelope [R, M, E], cross-faded from frame to frame."""
-        rows, count = envelope.shape[:2]
-        hop = self.hop_samples
+        count, hop = envelope.shape[1], self.hop_samples
         at = history.past(self, "at", envelope.double(), 1).clone()  # [R, 1]
         frame = (at + torch.arange(count, device=at.device))[..., None] * hop  # [R, M, 1]
         index = (frame.long() + torch.arange(2 * hop, device=at.device)) % NOISE_SAMPLES
         history.remember(self, "at", (at + count) % (NOISE_SAMPLES * hop))
         spectrum = torch.fft.rfft(self.noise[index])  # [R, M, hop + 1]
-        bins_hz = torch.linspace(0, self.rate_hz / 2, hop + 1, device=at.device)
-        gains = self._at(envelope, bins_hz.expand(rows, count, -1))
-        shaped = torch.fft.irfft(spectrum * gains, 2 * hop)  # [R, M, 2 hop]
+        shaped = torch.fft.irfft(spectrum * (envelope @ self.to_bins), 2 * hop)  # [R, M, 2 hop]
         rising = shaped[..., :hop] * self.fade_in
         falling = shaped[..., hop:] * (1 - self.fade_in)
         before = torch.cat((history.past(self, "hiss", rising, 1, hop), falling), dim=1)
@@ -112,7 +117,7 @@ class HarmonicVocoder(nn.Module):
         return (rising + before[:, :-1]).flatten(1)
 
     def _at(self, envelope: Tensor, frequency_hz: Tensor) -> Tensor:
-        """The envelope [R, M, E] read at frequencies [R, M, X], between bands in proportion."""
+        """The envelope [..., E] read at frequencies [..., X], between bands in proportion."""
         mel = 2595 * torch.log10(1 + frequency_hz / 700)
         top = 2595 * math.log10(1 + self.rate_hz / 2 / 700)
         place = mel / top * (self.bands - 1)

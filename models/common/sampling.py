@@ -28,20 +28,17 @@ class Sampling:
     top_p: float = 1.0
     """Only the likeliest ids that together reach this probability, after `top_k`."""
     rest: int | None = None
-    """The id of silence, for who speaks frame by frame. At temperature 0, two thresholds then
-    decide instead of the likeliest id: there are many ways to begin, and each of them is less
-    likely than to go on saying nothing; and who is spoken over has to stop at the first doubt."""
+    """The id of silence, for who speaks frame by frame. At temperature 0 it is then weighed against
+    all sounds together instead of each: there are many ways to begin, and each of them is less
+    likely than to go on saying nothing. After a sound, whichever of the two is likelier follows."""
     onset: float = 0.5
-    """After silence: the probability of all sounds together from which on the likeliest is made."""
-    stop: float = 0.5
-    """After a sound: the probability of silence from which on it follows."""
+    """After silence: the probability of all sounds from which on the likeliest one is made."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
             raise ConfigError(f"temperature={self.temperature}: must not be negative")
-        for name in ("onset", "stop"):
-            if not 0 < (share := getattr(self, name)) <= 1:
-                raise ConfigError(f"{name}={share}: must be above 0 and at most 1")
+        if not 0 < self.onset <= 1:
+            raise ConfigError(f"onset={self.onset}: must be above 0 and at most 1")
         if self.top_k < 0:
             raise ConfigError(f"top_k={self.top_k}: must not be negative")
         if not 0 < self.top_p <= 1:
@@ -61,9 +58,8 @@ def sample(
         silent = logits.float().softmax(-1)[..., sampling.rest]  # [R, D]
         sounds = logits.clone()
         sounds[..., sampling.rest] = -torch.inf
-        begins, goes_on = 1 - silent >= sampling.onset, silent < sampling.stop
-        speaks = torch.where(last == sampling.rest, begins, goes_on)
-        return torch.where(speaks, sounds.argmax(-1), sampling.rest)
+        needed = torch.where(last == sampling.rest, sampling.onset, 0.5)
+        return torch.where(1 - silent >= needed, sounds.argmax(-1), sampling.rest)
     scores = logits.float() / sampling.temperature
     noise = gumbel(seeds, draws, scores.shape[1:])
     if not sampling.top_k and sampling.top_p == 1:

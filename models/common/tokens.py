@@ -22,8 +22,16 @@ class RowState:
     """
 
     def __init__(self, rows: int) -> None:
+        self.capacity = rows
         self.rows = rows
+        """A call is about so many rows, the first ones; the others are left alone."""
         self._kept: dict[Hashable, Tensor] = {}
+
+    @torch.inference_mode()
+    def move(self, source: int, target: int) -> None:
+        """Copies a row over another one."""
+        for tensor in self._kept.values():
+            tensor[target] = tensor[source]
 
     @torch.inference_mode()  # so that it also may where the tensors were made in that mode
     def reset(self, rows: Tensor | Sequence[int]) -> None:
@@ -37,12 +45,12 @@ class RowState:
     def kept(self, owner: Hashable, shape: Sequence[int], like: Tensor) -> Tensor:
         """The owner's tensor [R, *shape], of the type and on the device of `like`."""
         if owner not in self._kept:
-            self._kept[owner] = like.new_zeros((self.rows, *shape))
-        return self._kept[owner]
+            self._kept[owner] = like.new_zeros((self.capacity, *shape))
+        return self._kept[owner][: self.rows]
 
     def keep(self, owner: Hashable, value: Tensor, active: Tensor | None) -> None:
         """New content for the active rows (None: all). `value` is [R, ...] as it was kept."""
-        tensor = self._kept[owner]
+        tensor = self._kept[owner][: self.rows]
         if active is None:
             tensor.copy_(value)
         else:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models.common.device import captured, is_out_of_memory, row_counts
 from models.common.errors import ConfigError, ModelError
+from models.common.packed import pack
 from models.common.ring import RingCache
 from models.common.sampling import sample
 from models.parler.codec import Unspoken, WindowDecoder
@@ -124,6 +125,8 @@ class ParlerEngine:
         if generation.max_length < 2 * books:
             raise ConfigError(f"max_length={generation.max_length}: need {2 * books} at least")
         _check_positions(model.config, generation, self._room)
+        if not compile_mode:
+            pack(model.decoder)
         self._model, self._generation, self._play_steps = model, generation, play_steps
         self._decoder = WindowDecoder(model.audio_encoder)
         self.rate_hz, self.hop_samples = self._decoder.rate_hz, self._decoder.hop_samples
@@ -148,7 +151,7 @@ class ParlerEngine:
         self._staged_last = torch.zeros(rows, books, dtype=torch.long, pin_memory=pinned)
         self._granule = -(-self._ring.slots // 64) * 8 if pinned else 1
         if compile_mode:
-            self._compile(compile_mode)
+            self._compile(COMPILE_MODES[compile_mode])
         self._graphs = (
             captured(
                 self._advance, len(self._clauses), self._ring.extents(self._granule), self._device
@@ -331,10 +334,19 @@ class ParlerEngine:
         spoken = clause.ends is not None and frame + 1 >= clause.ends
         return spoken or clause.steps == self._generation.max_length - 1
 
+    @torch.no_grad()
     def _compile(self, mode: str) -> None:
-        """Layer by layer: all have one code, which is compiled once for them all."""
+        """All layers have one code, which is compiled once for them all, now: for one row, for
+        several, and for a text. The compiler takes sizes that are equal here for always equal."""
         for layer in self._model.layers.layers:
-            layer.compile(mode=COMPILE_MODES[mode], dynamic=True)
+            for part in ("before", "after"):
+                setattr(layer, part, torch.compile(getattr(layer, part), mode=mode, dynamic=True))
+        for rows in row_counts(self.rows):
+            for slots, seen in ((self._ring.extent(9, self._granule), 5), (self._ring.slots, None)):
+                self._advance(slice(0, rows), slots, seen)
+        tokens = torch.zeros(1, 7, dtype=torch.long, device=self._device)
+        self._prefill(self._model.embed_prompts(tokens), 0)
+        self._ring.reset(0)
 
 
 def fitting(model: ParlerModel, generation: Generation, rows: int, **settings: Any) -> ParlerEngine:

@@ -34,23 +34,25 @@ class KeyValues(Protocol):
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, config: DecoderConfig, layer: int) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.layer, self.width = layer, config.head_width
+        self.width = config.head_width
         self.heads, self.key_heads = config.num_attention_heads, config.key_heads
         together = (self.heads + 2 * self.key_heads) * self.width
         self.qkv_proj = nn.Linear(config.hidden_size, together, bias=False)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, mask: Tensor, rotary: Rotary | None, past: KeyValues) -> Tensor:
-        """[R, T, H], mask [R, 1, T, S] -> [R, T, H]"""
+    def project(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+        """[R, T, H] -> query [R, N, T, E], key and value [R, N', T, E]"""
         projected = _by_head(self.qkv_proj(x), self.width)
         query, key, value = projected.split((self.heads, self.key_heads, self.key_heads), dim=1)
         if rotary is not None:
             query, key = _rotate(query, rotary), _rotate(key, rotary)
-        keys, values = past.update(key, value, self.layer)
-        mixed = _attend(query, keys, values, mask)
-        out: Tensor = self.out_proj(mixed)
+        return query, key, value
+
+    def forward(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """[R, N, T, E], [R, N', S, E] twice, mask [R, 1, T, S] -> [R, T, H]"""
+        out: Tensor = self.out_proj(_attend(query, keys, values, mask))
         return out
 
 
@@ -79,9 +81,12 @@ class CrossAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, config: DecoderConfig, layer: int) -> None:
+    """In two parts, before and after the cache: each takes and gives tensors alone, so that what is
+    compiled of one layer serves all of them."""
+
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.self_attn = SelfAttention(config, layer)
+        self.self_attn = SelfAttention(config)
         self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size)
         self.encoder_attn = CrossAttention(config)
         self.encoder_attn_layer_norm = nn.LayerNorm(config.hidden_size)
@@ -90,16 +95,22 @@ class DecoderLayer(nn.Module):
         self.fc2 = nn.Linear(config.ffn_dim, config.hidden_size, bias=False)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(
+    def before(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+        """[R, T, H] -> query, key and value of the new tokens"""
+        return self.self_attn.project(self.self_attn_layer_norm(x), rotary)
+
+    def after(
         self,
         x: Tensor,
+        query: Tensor,
+        past: tuple[Tensor, Tensor],
         mask: Tensor,
         rotary: Rotary | None,
-        past: KeyValues,
         seen: Tensor,
         seen_mask: Tensor,
     ) -> Tensor:
-        x = x + self.self_attn(self.self_attn_layer_norm(x), mask, rotary, past)
+        """[R, T, H] -> [R, T, H]"""
+        x = x + self.self_attn(query, *past, mask)
         x = x + self.encoder_attn(self.encoder_attn_layer_norm(x), seen_mask, rotary, seen)
         added: Tensor = self.fc2(self.activation(self.fc1(self.final_layer_norm(x))))
         return x + added
@@ -135,8 +146,8 @@ class Decoder(nn.Module):
         self.embed_positions = None
         if not config.rope_embeddings:
             self.embed_positions = Positions(config.max_position_embeddings, config.hidden_size)
-        layers = range(config.num_hidden_layers)
-        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in layers)
+        count = config.num_hidden_layers
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(count))
         self.layer_norm = nn.LayerNorm(config.hidden_size)
 
 
@@ -236,8 +247,12 @@ class ParlerModel(nn.Module):
             rotary = self._angles(positions, x.dtype)
         else:
             x = x + decoder.embed_positions(positions)
-        for layer, layer_seen in zip(decoder.layers, seen, strict=True):
-            x = layer(x, mask, rotary, past, layer_seen, seen_mask)
+        masks = _added(mask, x.dtype), _added(seen_mask, x.dtype)
+        for index, (layer, layer_seen) in enumerate(zip(decoder.layers, seen, strict=True)):
+            assert isinstance(layer, DecoderLayer)
+            query, key, value = layer.before(x, rotary)
+            found = past.update(key, value, index)
+            x = layer.after(x, query, found, masks[0], rotary, layer_seen, masks[1])
         out: Tensor = decoder.layer_norm(x)
         return out
 
@@ -265,6 +280,11 @@ def _rotate(x: Tensor, rotary: Rotary) -> Tensor:
     cos, sin = rotary
     one, two = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-two, one), dim=-1) * sin
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """True and False as what is added to scores, once rather than in every layer."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:

@@ -110,15 +110,15 @@ class TinyCodec(nn.Module, TokenizerBase):
         self.motion = PitchMotion(config.rate_hz, config.hop_samples)
         self.inlet = CausalConv(bands + self.motion.features, slim, 5)
         self.fast = nn.ModuleList(Residual(slim, dilation) for dilation in (1, 2, 4))
-        self.down = nn.Conv1d(slim, wide, per_frame, stride=per_frame)
+        self.down = CausalConv(slim, wide, per_frame, stride=per_frame)
         self.slow = nn.ModuleList(Residual(wide, dilation) for dilation in (1, 2, 4))
-        self.to_code = nn.Conv1d(wide, len(config.levels), 1)
+        self.to_code = CausalConv(wide, len(config.levels), 1)
         self.quantiser = Quantiser(config.levels)
         self.from_code = CausalConv(len(config.levels), wide, 3)
         self.coarse = nn.ModuleList(Residual(wide, dilation) for dilation in (1, 2, 4))
-        self.up = nn.Conv1d(wide, slim * per_frame, 1)
+        self.up = CausalConv(wide, slim * per_frame, 1)
         self.fine = nn.ModuleList(Residual(slim, dilation) for dilation in (1, 2))
-        self.to_mel = nn.Conv1d(slim, bands + 2, 1)
+        self.to_mel = CausalConv(slim, bands + 2, 1)
         self.to_phoneme = nn.Conv1d(slim, config.phonemes, 1) if config.phonemes else None
         self.vocoder = HarmonicVocoder(config.rate_hz, config.hop_samples, bands)
 
@@ -134,10 +134,10 @@ class TinyCodec(nn.Module, TokenizerBase):
         x = self.inlet(heard.mT, history)
         for layer in self.fast:
             x = layer(x, history)
-        x = self.down(nn.functional.gelu(x))  # [R, W, M] -> [R, W, F]
+        x = self.down(nn.functional.gelu(x), history)  # [R, W', M] -> [R, W, F]
         for layer in self.slow:
             x = layer(x, history)
-        normed: Tensor = self.quantiser.norm(self.to_code(nn.functional.gelu(x)))
+        normed: Tensor = self.quantiser.norm(self.to_code(nn.functional.gelu(x), history))
         return normed
 
     def quantise(self, samples: Tensor, history: History | None = None) -> tuple[Tensor, Tensor]:
@@ -150,12 +150,14 @@ class TinyCodec(nn.Module, TokenizerBase):
         x = self.from_code(values, history)
         for layer in self.coarse:
             x = layer(x, history)
-        x = self.up(nn.functional.gelu(x))  # [R, 4 W', F]
-        x = x.unflatten(1, (-1, self.config.hops_per_frame)).permute(0, 1, 3, 2).flatten(2)
+        x = self.up(nn.functional.gelu(x), history).mT  # [R, F, 4 W']
+        x = x.unflatten(-1, (-1, self.config.hops_per_frame)).mT.flatten(1, 2).mT  # [R, W', M]
         for layer in self.fine:
             x = layer(x, history)
         x = nn.functional.gelu(x)
-        mel, pitch, voicing = self.to_mel(x).mT.split([self.config.mel_bands, 1, 1], dim=-1)
+        mel, pitch, voicing = self.to_mel(x, history).mT.split(
+            [self.config.mel_bands, 1, 1], dim=-1
+        )
         pitch_hz = torch.exp(pitch[..., 0] * 0.2 + 5.3)  # near 200 Hz
         return Spoken(mel * MEL_SCALE + MEL_MEAN, pitch_hz, voicing[..., 0], x)
 

@@ -52,6 +52,8 @@ class Layout:
     user_channel: int
     user_token_noise: float = 0.0
     """Share of the person's input codes replaced by random ones; what is to be predicted stays."""
+    code_digits: tuple[int, ...] = ()
+    """Sizes of a code's numbers; where they are known, noise changes one of them."""
     user_warp: float = 0.0
     """Share of the frames that `warped` leaves out or doubles."""
 
@@ -62,6 +64,7 @@ class Layout:
         row_frames: int,
         user_delay_frames: int = 0,
         user_token_noise: float = 0.0,
+        code_digits: tuple[int, ...] = (),
         user_warp: float = 0.0,
     ) -> Layout:
         """`user_delay_frames`: what the tokenizer's encoder is late by when it runs live."""
@@ -70,8 +73,8 @@ class Layout:
             tuple(d + user_delay_frames * (channel == config.user_channel) for d in of_codebooks)
             for channel in range(CHANNELS)
         )
-        user = config.user_channel
-        return cls(row_frames, config.start_id, delays, user, user_token_noise, user_warp)
+        noise = (user_token_noise, code_digits, user_warp)
+        return cls(row_frames, config.start_id, delays, config.user_channel, *noise)
 
     def frames_of(self, codes: int) -> int:
         """How many frames a recording of so many becomes."""
@@ -160,8 +163,20 @@ def build_row(
         noisy = torch.rand(user.shape, generator=generator) < layout.user_token_noise
         noisy &= user != layout.start_id
         random_codes = torch.randint(layout.start_id, user.shape, generator=generator)
+        if layout.code_digits:
+            random_codes = one_digit_of(random_codes, user, layout.code_digits, generator)
         codes[:, layout.user_channel] = torch.where(noisy, random_codes, user)
     return {"input_ids": codes.flatten(), "labels": labels.flatten(), "segments": segments}
+
+
+def one_digit_of(
+    others: Tensor, codes: Tensor, sizes: Sequence[int], generator: torch.Generator
+) -> Tensor:
+    """`codes`, each with one of its numbers, drawn at random, from `others`. Of any one shape."""
+    powers = torch.tensor([1, *sizes]).cumprod(0)
+    digit = torch.randint(len(sizes), codes.shape, generator=generator)
+    power, size = powers[digit], torch.tensor(sizes)[digit]
+    return codes + (others // power % size - codes // power % size) * power
 
 
 def warped(codes: Tensor, user_channel: int, share: float, generator: torch.Generator) -> Tensor:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch import Tensor
 from transformers import AttentionInterface
 
+from models.common.attention import grouped_attention
 from models.common.device import captured, row_counts
 from models.common.errors import ConfigError, FrameLengthError, ModelError, VocabularyError
 from models.common.ring import RingCache, RingView
@@ -191,6 +191,7 @@ class TorchEngine:
         row, seen, state = len(self._sessions), frames.shape[0], self._state
         state.seeds[row], state.draws[row], state.position[row] = seed, 0, seen
         state.history[row, :seen] = frames
+        state.last[row] = frames[-1, 1 - self._config.user_channel]
         self._ring.reset(row)
         rows = slice(row, row + 1)
         hidden = self._read(frames, row, 0)
@@ -272,9 +273,7 @@ class TorchEngine:
         logits = self._model.predict(hidden)[:, 0, 1 - self._config.user_channel]  # [n, D, K]
         codes = logits[..., : self._config.codebook_size]
         state = self._state
-        return sample(
-            codes, self._sampling, state.seeds[rows], state.draws[rows], state.last[rows]
-        )
+        return sample(codes, self._sampling, state.seeds[rows], state.draws[rows], state.last[rows])
 
     def _renew(self) -> None:
         """Reads the longest row anew, by a chunk, so that none runs full."""
@@ -335,28 +334,5 @@ def _known(frames: Tensor, config: DualChannelConfig) -> Tensor:
     return ids
 
 
-def _grouped(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention under a mask whose keys are not copied for each head of a group that shares them:
-    the group's queries stand one after another instead. [n, N, L, E] -> [n, L, N, E]"""
-    rows, heads, tokens, width = query.shape
-    groups = heads // key.shape[1]
-    output = scaled_dot_product_attention(
-        query.reshape(rows, key.shape[1], groups * tokens, width),
-        key,
-        value,
-        attn_mask=attention_mask if groups == 1 else attention_mask.repeat(1, 1, groups, 1),
-        scale=scaling,
-    )
-    return output.reshape(query.shape).transpose(1, 2), None
-
-
 GROUPED = "dual_grouped"
-AttentionInterface.register(GROUPED, partial(attend, _grouped))
+AttentionInterface.register(GROUPED, partial(attend, grouped_attention))

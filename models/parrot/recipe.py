@@ -38,6 +38,9 @@ class DataRecipe:
     """At most so many are measured each time."""
     user_token_noise: float = 0.0
     """Share of the person's input codes that are replaced by random ones."""
+    code_digits: tuple[int, ...] = ()
+    """Sizes of the numbers that a code is made of, lowest first (of FSQ). What the person's codes
+    mean is then learnt number by number, and noise changes one of a code's numbers."""
     user_warp: float = 0.0
     """Share of the frames of a person's turn that are left out or doubled, half of it each."""
     user_delay_frames: int = 0

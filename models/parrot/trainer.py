@@ -16,17 +16,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from models.common.errors import ConfigError
 from models.parrot.config import CHANNELS, DualChannelConfig
 from models.parrot.data import counted
+from models.parrot.modeling import DualChannelModel
 from models.parrot.recipe import TrainRecipe
 
 
 class Schedule:
     """The share of the learning rate at a step, on steps or on the clock.
 
-    Called by `LambdaLR`, which keeps an object's attributes in the checkpoint: a resumed run goes
-    on with the time that it had used.
+    Called by `LambdaLR`, which keeps what is in an object's `__dict__` in the checkpoint: a resumed
+    run goes on with the time that it had used, by the recipe that it is given now.
     """
+
+    __slots__ = ("__dict__", "end_share", "kind", "max_s", "max_steps", "warmup_steps")
 
     def __init__(self, recipe: TrainRecipe, max_steps: int) -> None:
         self.kind = recipe.schedule
@@ -89,6 +93,42 @@ class StopOnTime(TrainerCallback):
         return float(now_s)
 
 
+class AdditiveCodes(TrainerCallback):
+    """Keeps the embedding of a person's code the sum of what each of its numbers adds.
+
+    Codes that differ in one number sound alike, from voice to voice and in noise. As symbols, a
+    model learns what each of them means by itself, and which recording a rare one comes from.
+    Raises `ConfigError` where `sizes` aren't the model's.
+    """
+
+    def __init__(self, config: DualChannelConfig, sizes: Sequence[int]) -> None:
+        if config.num_codebooks != 1 or math.prod(sizes) != config.codebook_size:
+            raise ConfigError(
+                f"data.code_digits={list(sizes)}: the model has {config.num_codebooks} codebook(s) "
+                f"of {config.codebook_size} codes"
+            )
+        first = config.base_vocab_size + config.user_channel * config.slot_size
+        self._rows = slice(first, first + config.codebook_size)
+        codes = torch.arange(config.codebook_size)
+        powers = [math.prod(sizes[:i]) for i in range(len(sizes))]
+        digits = zip(sizes, powers, strict=True)
+        ones = torch.cat([torch.eye(size)[codes // power % size] for size, power in digits], 1)
+        basis, values, _ = torch.linalg.svd(ones, full_matrices=False)
+        self._basis = basis[:, values > 1e-3]  # [codes, sum(sizes) - len(sizes) + 1]
+
+    def on_train_begin(self, *_: Any, model: DualChannelModel, **others: Any) -> None:
+        self._basis = self._basis.to(model.device)
+        self._project(model)
+
+    def on_step_end(self, *_: Any, model: DualChannelModel, **others: Any) -> None:
+        self._project(model)
+
+    @torch.no_grad()
+    def _project(self, model: DualChannelModel) -> None:
+        rows = model.get_input_embeddings().weight[self._rows]
+        rows.copy_(self._basis @ (self._basis.T @ rows))
+
+
 class DualTrainer(Trainer):
     """Reports the loss of each channel, in training and in validation."""
 
@@ -137,7 +177,8 @@ class DualTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._batches:
-            logs |= self._named("loss", (self._sums / self._batches).tolist())
+            means = self.accelerator.reduce(self._sums / self._batches, reduction="mean")
+            logs |= self._named("loss", means.tolist())
             self._sums.zero_()
             self._batches = 0
         logs["progress"] = self._schedule.progress(self.state.global_step)

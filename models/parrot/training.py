@@ -36,7 +36,7 @@ from models.parrot.data import (
 from models.parrot.modeling import DualChannelModel
 from models.parrot.recipe import Recipe, TrainRecipe
 from models.parrot.shards import Shards, Vocabulary, read_manifest
-from models.parrot.trainer import DualTrainer, Schedule
+from models.parrot.trainer import AdditiveCodes, DualTrainer, Schedule
 
 NO_LIMIT_STEPS = 2**40
 RECIPE_FILE, RUN_FILE = "recipe.yaml", "run.json"
@@ -82,6 +82,7 @@ def train(run: Run) -> dict[str, float]:
         recipe.data.row_frames,
         recipe.data.user_delay_frames,
         recipe.data.user_token_noise,
+        recipe.data.code_digits,
         recipe.data.user_warp,
     )
     held_out = frozenset[str]()
@@ -90,6 +91,7 @@ def train(run: Run) -> dict[str, float]:
     rows = TrainingRows(shards, held_out, layout, recipe.train.seed)
     validation = _validation(run, shards, held_out, layout)
     arguments = _arguments(run, model, validation is not None)
+    _check_sharding(recipe, arguments.world_size)
     arguments.max_steps = _max_steps(recipe.train, len(rows.epoch(0)), arguments.world_size)
     schedule = Schedule(recipe.train, arguments.max_steps)
     trainer = DualTrainer(
@@ -101,6 +103,10 @@ def train(run: Run) -> dict[str, float]:
         eval_dataset=validation,
         data_collator=collate,
     )
+    if recipe.train.fsdp and not trainer.is_fsdp_enabled:
+        raise ConfigError("train.fsdp: accelerate shards over GPUs, and finds none here")
+    if recipe.data.code_digits:
+        trainer.add_callback(AdditiveCodes(model.config, recipe.data.code_digits))
     if last is not None:
         state = TrainerState.load_from_json(os.path.join(last, "trainer_state.json"))
         rows.skip_rows = (
@@ -162,6 +168,15 @@ def _validation(
             raise VocabularyError("the folders for training and validation differ in vocabulary")
         return ValidationRows(others, frozenset(others.names), clean, limit)
     return ValidationRows(shards, held_out, clean, limit) if held_out else None
+
+
+def _check_sharding(recipe: Recipe, processes: int) -> None:
+    if recipe.train.fsdp and processes == 1:
+        raise ConfigError(
+            "train.fsdp shards over processes: start them with torchrun or accelerate launch"
+        )
+    if recipe.train.fsdp and recipe.lora.rank:
+        raise ConfigError("train.fsdp: adapters are merged whole, which sharded weights are not")
 
 
 def _max_steps(recipe: TrainRecipe, rows: int, processes: int) -> int:

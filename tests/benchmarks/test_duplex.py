@@ -12,7 +12,6 @@ import pytest
 from benchmarks.clips import write_wav
 from benchmarks.duplex import parse, score
 from benchmarks.duplex_judge import Judge, Understood, answer_words, says, word_errors
-from benchmarks.duplex_long import LongSession, Reading, hold_long, long_figures, trend
 from benchmarks.duplex_scenes import Connection, Run, hold_all
 from benchmarks.duplex_trials import (
     PARTNERS,
@@ -27,7 +26,6 @@ from benchmarks.duplex_trials import (
 from benchmarks.measure import to_samples
 from benchmarks.pictures import draw_duplex
 from benchmarks.report import write_json
-from benchmarks.server_process import Metrics, server_at
 from handlers.messages import RATE_HZ, Samples
 from models.parrot import domain
 from models.parrot.dialogues import DialogueOptions
@@ -212,37 +210,3 @@ async def test_a_run_over_the_wire(tmp_path: Path) -> None:
     assert written["bars"][0]["holds"] is False
     draw_duplex(document, tmp_path / "duplex.png")
     assert (tmp_path / "duplex.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.asyncio
-async def test_a_long_session_repeats_its_trials() -> None:
-    session = LongSession()
-    spoken = [Trial("turn", "turn", clip(100, lead_ms=20.0))]
-    async with realtime_server(serving(answer_ms=50.0, reply_ms=100.0)) as url:
-        await hold_long(session, spoken, server_at(url), Connection(url), minutes=0.04)
-    assert session.failure == ""
-    assert [run.trial.name for run in session.runs][:2] == ["turn-0000", "turn-0001"]
-    assert session.runs[-1].end >= 0.04 * 60 * RATE_HZ
-    assert len(session.readings) >= 1
-
-
-def test_a_long_sessions_figures() -> None:
-    def page(ticks: int, skipped: int) -> Metrics:
-        return Metrics.parse(
-            "# TYPE parley_tick_seconds histogram\n"
-            f'parley_tick_seconds_bucket{{le="0.01"}} {ticks}\n'
-            f'parley_tick_seconds_bucket{{le="+Inf"}} {ticks}\n'
-            f"parley_tick_seconds_count {ticks}\nparley_tick_seconds_sum 1\n"
-            "# TYPE parley_ticks_skipped counter\n"
-            f"parley_ticks_skipped_total {skipped}\n"
-        )
-
-    readings = [Reading(60.0 * i, 100.0 + 2.0 * i, page(100 * i, i)) for i in range(9)]
-    found = long_figures(LongSession([], readings), [(0.0, 300.0), (60.0, 301.0), (120.0, 302.0)])
-    assert found["memory_mb"] == [102.0, 116.0]  # the first minute is a warm-up
-    assert found["memory_mb_per_minute"] == pytest.approx(2.0)
-    assert found["latency_ms_per_minute"] == pytest.approx(1.0)
-    assert [quarter["p50"] for quarter in found["tick_ms"]] == pytest.approx([5.0] * 4)
-    assert found["tick_lateness_ms"] == []
-    assert found["counters"] == {"parley_ticks_skipped_total": 7.0}
-    assert trend([1.0, 2.0], [1.0, 2.0]) is None

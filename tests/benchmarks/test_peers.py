@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import latency
-from benchmarks.peers.__main__ import HEADERS, SERVERS, parse, row
+from benchmarks.peers.__main__ import HEADERS, SERVERS, SETTINGS, parse, row
 from benchmarks.peers.environments import HERE, _serving
 from benchmarks.peers.speech_to_speech_server import PUNKT_FILES, prepare
 from benchmarks.score import Scores, TurnScore
@@ -60,6 +60,7 @@ def test_a_row_of_the_table() -> None:
 def test_every_server_is_compared_unless_some_are_named() -> None:
     assert parse([]).servers == list(SERVERS)
     assert parse(["--servers", "pipecat"]).servers == ["pipecat"]
+    assert list(SETTINGS) == list(SERVERS)
 
 
 def test_every_package_is_pinned() -> None:
@@ -67,6 +68,13 @@ def test_every_package_is_pinned() -> None:
         lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
         assert lines
         assert all("==" in line for line in lines), path
+
+
+def test_the_settings_name_the_pinned_versions() -> None:
+    pins = " ".join(path.read_text() for path in HERE.glob("*.txt"))
+    for package in ("pipecat-ai[openai,silero,websocket]", "speech-to-speech"):
+        version = pins.partition(f"{package}==")[2].split()[0]
+        assert SETTINGS[package.partition("-ai")[0]].startswith(f"{version}, ")
 
 
 def test_what_speech_to_speech_would_fetch_is_there(tmp_path: Path) -> None:

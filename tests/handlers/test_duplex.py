@@ -46,26 +46,32 @@ def steps(count: int, first: int = 1) -> Samples:
 
 
 class TestRowBank:
-    def test_rows_step_reset_and_rest_alone(self) -> None:
+    def test_rows_step_come_leave_and_rest_alone(self) -> None:
         sizes: list[int] = []
 
         def add_up(given: Any, state: RowState, active: Any) -> Any:
-            sizes.append(state.rows)
+            sizes.append(len(given))
             total = state.kept("sum", (1,), given) + given
             state.keep("sum", total, active)
             return total
 
+        def step(given: dict[int, float]) -> dict[int, float]:
+            out = bank.step({row: torch.tensor([value]) for row, value in given.items()})
+            return {row: float(value) for row, value in out.items()}
+
         bank = RowBank(add_up, RowState, rows=6, device="cpu")
-        one = torch.ones(1)
-        assert bank.step({0: one}) == {0: one}
-        assert sizes == [4]
-        out = bank.step({0: one, 3: 5 * one, 4: 2 * one})
-        assert {row: float(value) for row, value in out.items()} == {0: 2.0, 3: 5.0, 4: 2.0}
-        assert sizes == [4, 4, 2]  # six rows in all
-        bank.reset(3)
-        out = bank.step({3: one, 4: one})
-        assert {row: float(value) for row, value in out.items()} == {3: 1.0, 4: 3.0}
-        assert float(bank.step({0: one})[0]) == 3.0
+        for row in (5, 0, 3):
+            bank.open(row)
+        assert step({0: 1, 3: 5, 5: 2}) == {0: 1, 3: 5, 5: 2}
+        assert step({3: 1}) == {3: 6}
+        bank.close(5)  # the last one moves
+        assert step({0: 1, 3: 1}) == {0: 2, 3: 7}
+        bank.open(5)
+        assert step({5: 1, 3: 1, 0: 1}) == {0: 3, 3: 8, 5: 1}
+        bank.close(5)
+        bank.close(3)
+        assert step({0: 1}) == {0: 4}
+        assert sizes == [3, 3, 2, 3, 1]
 
 
 class Rig:

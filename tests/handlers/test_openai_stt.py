@@ -223,6 +223,23 @@ def test_another_language_has_no_recogniser_of_its_own(remote: Endpoint) -> None
         assert bench.next(Transcript) == Transcript(owner, "Grüß Gott.", 1, None, PROSODY, None)
 
 
+@pytest.mark.usefixtures("sphinx")
+def test_a_sessions_language_is_the_endpoints_and_decides_who_hears(remote: Endpoint) -> None:
+    with stt(remote.url, language="en") as bench:
+        for spoken, told, words in (("fr-CA", "fr", None), ("en-US", "en", "word")):
+            owner = ticket()
+            bench.put(Heard(owner, piece(), spoken))
+            if words:
+                assert bench.next(Transcript) == Transcript(owner, "", heard=words)
+            bench.put(Conclude(owner, 1, None))
+            exchange = remote.next()
+            assert field(exchange, "language") == told
+            exchange.answer('{"text": "Oui."}')
+            found = final(bench) if words else bench.next(Transcript)
+            cue = 0.5 if words else None
+            assert found == Transcript(owner, "Oui.", 1, cue, None, words)
+
+
 def test_no_audio_needs_no_endpoint() -> None:
     with stt(nowhere(), language="fr") as bench:
         owner = ticket()

@@ -269,6 +269,7 @@ def test_rows_are_halved_until_they_fit(folder: str, monkeypatch: pytest.MonkeyP
     ("options", "message"),
     [
         ({"model_name": ""}, "--lm_model_name: name a chat model"),
+        ({"compile_mode": "quick"}, "--lm_compile_mode is quick; it can be default, reduce"),
         ({"model_name": "/nowhere/at/all"}, "--lm_model_name /nowhere/at/all: no model"),
         ({"torch_dtype": "int3"}, "dtype int3"),
         ({"gen_stop": "stop"}, "--lm_gen_stop stop"),
@@ -281,6 +282,22 @@ def test_bad_options_are_named(folder: str, options: dict[str, Any], message: st
     stage = TransformersLM(chosen, emit=Bench().emitted.put)
     with pytest.raises(ValueError, match=message):
         stage.setup()
+
+
+def test_a_model_that_does_not_compile_is_refused_at_the_start(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled and warmed up before anybody is served."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
+    with (
+        pytest.raises(ValueError, match="--lm_compile_mode default: the model cannot be compiled"),
+        lm(folder, compile_mode="default"),
+    ):
+        pass
 
 
 def test_a_tokenizer_without_a_chat_template_says_what_to_do(tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ import pytest
 pytest.importorskip("torch", reason="VITS needs torch")
 pytest.importorskip("transformers", reason="VITS needs transformers")
 
+import torch
+from torch._dynamo.testing import CompileCounter
+
 from handlers.audio import Resampler
 from handlers.base import StageError
 from handlers.messages import RATE_HZ, Failed, Message, Samples, Say, Speech, Spoken, WordMark
@@ -205,6 +208,7 @@ def test_speakers_are_voices(choir: Path, bench: Bench) -> None:
     [
         ("你好。", None, "unreadable_text"),
         ("- 42 -", None, "unreadable_text"),
+        ("你好世界 ok", None, "unreadable_text"),
         ("Hello.", "alloy", "unknown_voice"),
     ],
 )
@@ -265,8 +269,18 @@ def unusable(**options: Any) -> str:
     return str(caught.value)
 
 
-def test_a_model_that_does_not_exist(tmp_path: Path) -> None:
+def test_a_model_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(tmp_path / "nowhere") in unusable(model_name=str(tmp_path / "nowhere"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    told = unusable(model_name="facebook/mms-tts-nowhere")
+    assert "--tts_model_name facebook/mms-tts-nowhere" in told
+    assert "couldn't connect" in told.lower() or "offline" in told.lower()
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    folder = vits_tiny.save(tmp_path)
+    (folder / "vocab.json").unlink()
+    assert "vocab.json" in unusable(model_name=str(folder))
 
 
 def test_options_that_cannot_be(folder: Path) -> None:
@@ -294,6 +308,33 @@ def test_a_checkpoint_that_needs_a_package(
     )
     folder = vits_tiny.save(tmp_path, tokenizer={wanted: True})
     assert f"pip install {package}" in unusable(model_name=str(folder))
+
+
+def test_other_scripts_are_put_into_latin_letters(tmp_path: Path) -> None:
+    pytest.importorskip("uroman", reason="uroman is not installed")
+    stage, reply = Bench(vits_tiny.save(tmp_path, tokenizer={"is_uroman": True})), ticket()
+    messages = stage.speak(Say(reply, "Привет, мир!", 0))
+    assert Spoken(reply, 0) in messages
+    spoken = [m for m in messages if isinstance(m, Speech)]
+    assert [mark.char_end for chunk in spoken for mark in chunk.marks] == [7, 12]
+
+
+def test_compiled_it_sounds_the_same_and_waits_for_no_compiler(
+    folder: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, compile = CompileCounter(), torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda part, mode, dynamic: compile(part, backend=made, dynamic=dynamic)
+    )
+    torch.compiler.reset()
+    compiled = Bench(folder, compile_mode="default")
+    graphs = made.frame_count
+    assert graphs > 0
+    for text in ("Hi.", TEXT, 5 * TEXT):
+        a, b = ticket(), ticket()
+        want, found = bench.speak(Say(a, text, 0)), compiled.speak(Say(b, text, 0))
+        np.testing.assert_allclose(audio_of(found, b), audio_of(want, a), atol=2e-5)
+    assert made.frame_count == graphs
 
 
 def test_half_precision_is_for_the_decoder(folder: Path, bench: Bench) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from models.chat.load import prepare
 
 torch.set_num_threads(1)
 
@@ -56,6 +59,13 @@ def model(config: Any) -> PreTrainedModel:
     torch.manual_seed(3)
     made: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     return made.eval()
+
+
+def prepared(config: Any, *, packed: bool = True) -> PreTrainedModel:
+    """The same, as `load` gives it to an engine."""
+    made = model(copy.deepcopy(config))  # the attention's name is written into it
+    prepare(made, packed=packed)
+    return made
 
 
 def save(folder: Path, config: Any, template: str | None = TEMPLATE) -> str:

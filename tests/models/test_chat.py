@@ -28,12 +28,15 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from models.chat.engine import ChatEngine, NoFreeRow, TooManyTokens
 from models.chat.load import load
+from models.common.attention import grouped_attention
 from models.common.errors import ArchitectureError, ConfigError
+from models.common.packed import PackedLinear, can_pack
 from models.common.sampling import Sampling
-from tests.models.chat_model import SHAPE, VOCABULARY, model, save
+from tests.models.chat_model import SHAPE, VOCABULARY, model, prepared, save
 
 WINDOW = 16
 CONFIGS = {
@@ -104,7 +107,7 @@ def reads(engine: ChatEngine, ids: Sequence[int]) -> int:
 def test_a_batch_that_rows_join_and_leave_says_what_each_says_alone(name: str) -> None:
     """Questions of all lengths, longer than windows and chunks, in rows used again and again."""
     of = model(CONFIGS[name])
-    engine = ChatEngine(of, rows=3, tokens=120, read_tokens=7)
+    engine = ChatEngine(prepared(of.config), rows=3, tokens=120, read_tokens=7)
     engine.warm_up()
     chosen = random.Random(1)
     waiting = [(i, question(chosen.choice([1, 5, 30, 60]), seed=i)) for i in range(7)]
@@ -124,15 +127,15 @@ def test_a_batch_that_rows_join_and_leave_says_what_each_says_alone(name: str) -
 def test_a_question_read_in_parts_is_answered_as_one_read_at_once(name: str) -> None:
     of = model(CONFIGS[name])
     ids = question(70, seed=0)
-    at_once = ChatEngine(of, rows=1, tokens=100, read_tokens=100)
+    at_once = ChatEngine(prepared(of.config), rows=1, tokens=100, read_tokens=100)
     assert len(at_once_said := answer(at_once, ids, 12)) == 12
     for read_tokens in (1, 3, 8):
-        engine = ChatEngine(of, rows=1, tokens=100, read_tokens=read_tokens)
+        engine = ChatEngine(prepared(of.config), rows=1, tokens=100, read_tokens=read_tokens)
         assert answer(engine, ids, 12) == at_once_said
 
 
 def test_a_long_question_does_not_hold_up_those_who_speak() -> None:
-    engine = ChatEngine(model(LLAMA), rows=2, tokens=200, read_tokens=10)
+    engine = ChatEngine(prepared(LLAMA), rows=2, tokens=200, read_tokens=10)
     engine.open("speaks", question(5, seed=0))
     assert list(engine.step()) == ["speaks"]
     engine.open("asks", question(95, seed=1))
@@ -144,7 +147,7 @@ def test_a_long_question_does_not_hold_up_those_who_speak() -> None:
 def test_a_conversation_goes_on_where_it_stood(name: str) -> None:
     """Only what is new is read, and the answers are those of a model that reads everything."""
     of = model(CONFIGS[name])
-    engine = ChatEngine(of, rows=2, tokens=300)
+    engine = ChatEngine(prepared(of.config), rows=2, tokens=300)
     history = question(40, seed=0)
     for turn in range(4):
         held = engine.open("one", history)
@@ -157,7 +160,7 @@ def test_a_conversation_goes_on_where_it_stood(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
 def test_after_an_interruption_what_was_not_heard_is_forgotten(name: str) -> None:
     of = model(CONFIGS[name])
-    engine = ChatEngine(of, rows=1, tokens=300)
+    engine = ChatEngine(prepared(of.config), rows=1, tokens=300)
     first = question(40, seed=0)
     said = answer(engine, first, 30)
     heard = first + said[:6] + question(9, seed=1)
@@ -168,7 +171,7 @@ def test_after_an_interruption_what_was_not_heard_is_forgotten(name: str) -> Non
 
 def test_a_common_beginning_is_copied_and_each_keeps_its_row() -> None:
     of = model(LLAMA)
-    engine = ChatEngine(of, rows=3, tokens=200)
+    engine = ChatEngine(prepared(of.config), rows=3, tokens=200)
     system = question(20, seed=0)
     one, two = system + question(50, seed=1), system + question(50, seed=2)
     said = answer(engine, one, 10)
@@ -178,7 +181,7 @@ def test_a_common_beginning_is_copied_and_each_keeps_its_row() -> None:
 
 
 def test_the_row_unused_for_longest_is_given_away() -> None:
-    engine = ChatEngine(model(LLAMA), rows=2, tokens=100)
+    engine = ChatEngine(prepared(LLAMA), rows=2, tokens=100)
     old, new, third = (question(30, seed=seed) for seed in range(3))
     for ids in (old, new, third):
         answer(engine, ids, 2)
@@ -188,7 +191,7 @@ def test_the_row_unused_for_longest_is_given_away() -> None:
 
 
 def test_a_row_is_free_as_soon_as_its_session_is_closed() -> None:
-    engine = ChatEngine(model(LLAMA), rows=2, tokens=100)
+    engine = ChatEngine(prepared(LLAMA), rows=2, tokens=100)
     for session in ("a", "b"):
         engine.open(session, question(20, seed=ord(session)))
     with pytest.raises(NoFreeRow, match="all 2 rows"):
@@ -203,7 +206,7 @@ def test_a_row_is_free_as_soon_as_its_session_is_closed() -> None:
 
 def test_a_conversation_ends_where_its_row_does() -> None:
     of = model(LLAMA)
-    engine = ChatEngine(of, rows=1, tokens=24)
+    engine = ChatEngine(prepared(of.config), rows=1, tokens=24)
     ids = question(20, seed=0)
     with pytest.raises(TooManyTokens):
         engine.open("long", question(24, seed=0))
@@ -215,7 +218,7 @@ def test_a_conversation_ends_where_its_row_does() -> None:
 
 
 def test_a_failed_step_can_be_tried_again() -> None:
-    of = model(LLAMA)
+    of = prepared(LLAMA)
     engine = ChatEngine(of, rows=2, tokens=100, read_tokens=8)
     ids = question(30, seed=0)
     engine.open("one", ids)
@@ -237,7 +240,7 @@ def test_a_failed_step_can_be_tried_again() -> None:
             failures += 1
     hook.remove()
     assert failures == 2
-    assert said == alone(of, ids, 5)
+    assert said == alone(model(LLAMA), ids, 5)
 
 
 def test_a_seed_says_the_same_whatever_stands_beside() -> None:
@@ -245,7 +248,7 @@ def test_a_seed_says_the_same_whatever_stands_beside() -> None:
     sampling = Sampling(temperature=0.8, top_k=20, top_p=0.9)
 
     def drawn(beside: int, seed: int) -> list[int]:
-        engine = ChatEngine(of, rows=3, tokens=100, sampling=sampling)
+        engine = ChatEngine(prepared(of.config), rows=3, tokens=100, sampling=sampling)
         for other in range(beside):
             engine.open(other, question(12, seed=other), seed=other)
         engine.open("one", question(10, seed=9), seed=seed)
@@ -260,7 +263,8 @@ def test_a_compiled_step_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
     of = model(LLAMA)
     ids = [question(20, seed=seed) for seed in range(2)]
-    engine = ChatEngine(of, rows=3, tokens=300, compile_mode="default")
+    compiled = prepared(of.config, packed=False)
+    engine = ChatEngine(compiled, rows=3, tokens=300, compile_mode="default")
     engine.warm_up()
     for session, each in enumerate(ids):
         engine.open(session, each)
@@ -291,7 +295,17 @@ def test_a_checkpoint_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     assert chat.sampling == Sampling()
     ids = question(9, seed=0)
     said = answer(ChatEngine(chat.model, rows=1, tokens=50), ids, 8)
-    assert said == alone(chat.model, ids, 8)
+    assert said == alone(model(LLAMA), ids, 8)
+
+
+def test_a_loaded_model_is_prepared(tmp_path: Path) -> None:
+    """No keys copied for heads that share them; weights packed where the processor gains by it."""
+    chat = load(save(tmp_path, LLAMA))
+    layer = chat.model.model.layers[0]
+    assert ALL_ATTENTION_FUNCTIONS[layer.self_attn.config._attn_implementation] is grouped_attention
+    packed = can_pack(chat.model.model.embed_tokens.weight)
+    assert isinstance(layer.mlp.up_proj, PackedLinear) == packed
+    assert isinstance(chat.model.lm_head, PackedLinear) == packed
 
 
 def test_what_a_checkpoint_lacks_or_has_too_much_is_named(tmp_path: Path) -> None:

@@ -98,6 +98,22 @@ def test_an_idle_row_keeps_its_place_and_a_reset_one_begins_anew(codec: TinyCode
     )
 
 
+def test_a_row_that_moves_goes_on_beside_fewer_others(codec: TinyCodec) -> None:
+    x = sound(3, FRAMES)
+    hearing, sounding = codec.encoder_state(3), codec.decoder_state(3)
+    codes = codec.encode(x)
+    begun = codec.encode(x[:, : 4 * 640], hearing)[[2, 1]]
+    said = codec.decode(codes[:, :4], sounding)[[2, 1]]
+    for state in (hearing, sounding):
+        state.move(2, 0)
+        state.rows = 2
+    rest = codec.encode(x[[2, 1], 4 * 640 :], hearing)
+    assert torch.equal(torch.cat((begun, rest), 1)[:, 1:], codes[[2, 1], :-1])
+    sound_on = torch.cat((said, codec.decode(codes[[2, 1], 4:], sounding)), 1)
+    whole = codec.decode(codes)[[2, 1]]
+    torch.testing.assert_close(sound_on[:, 640:], whole[:, :-640], atol=1e-4, rtol=0)
+
+
 def test_nothing_is_known_before_its_time(codec: TinyCodec) -> None:
     x = sound(1, FRAMES)
     changed = x.clone()

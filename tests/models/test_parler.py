@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from transformers import DacConfig, DacModel
 
 from models.common.errors import ArchitectureError, ConfigError, ModelError
@@ -60,6 +61,12 @@ def pieces(of: ParlerEngine) -> list[Piece]:
 
 def joined(found: list[Piece], session: str = "a") -> Tensor:
     return torch.cat([piece.samples for piece in found if piece.session == session])
+
+
+def pieces_of(of: ParlerEngine, prompts: list[list[int]]) -> list[Piece]:
+    for prompt in prompts:
+        of.open("a" if prompt is prompts[0] else object(), DESCRIPTION, prompt)
+    return pieces(of)
 
 
 def alone(model: ParlerModel, generation: Generation, prompt: list[int], seed: int = 0) -> Tensor:
@@ -207,12 +214,46 @@ def test_streamed_sound_is_the_whole_sound(
     assert [piece.last for piece in found] == [False] * (len(found) - 1) + [True]
 
 
-def test_the_first_sound_comes_after_play_steps(tmp_path: Path) -> None:
+def test_layers_are_compiled_once_and_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first clause, for any number of rows; the code of one layer serves all of them,
+    more than torch would compile one after another."""
+    path = tiny.save(tmp_path, num_hidden_layers=10)
+    model, generation = load(path)
+    want = [joined(pieces_of(engine(model, generation), OTHERS[:count])) for count in (1, 3)]
+    made, compile = CompileCounter(), torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda part, mode, dynamic: compile(part, backend=made, dynamic=dynamic)
+    )
+    torch.compiler.reset()
+    compiled = ParlerEngine(
+        load(path)[0], generation, 3, play_steps=16, room=ROOM, compile_mode="default"
+    )
+    graphs = made.frame_count
+    assert 0 < graphs < 10  # of two parts, for one row, several and a text; not of every layer
+    for count, sound in zip((1, 3), want, strict=True):
+        torch.testing.assert_close(joined(pieces_of(compiled, OTHERS[:count])), sound, **EXACT)
+    assert made.frame_count == graphs
+
+
+def test_the_first_sound_comes_after_play_steps_and_one_decode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, _ = load(tiny.save(tmp_path, endless=True))
-    spoken = engine(model, Generation(80, 80), play_steps=32)
+    decoded: list[int] = []
+    decode = model.audio_encoder.decode
+
+    def counting(audio_codes: Tensor) -> Any:
+        decoded.append(audio_codes.shape[2])
+        return decode(audio_codes=audio_codes)
+
+    monkeypatch.setattr(model.audio_encoder, "decode", counting)
+    spoken = engine(model, Generation(80, 80, Sampling()), play_steps=32)
     spoken.open("a", DESCRIPTION, PROMPT)
     steps = next(step for step in range(1, 99) if spoken.step())
     assert steps == 32
+    assert decoded == [32 - tiny.BOOKS + 1]
 
 
 @pytest.mark.parametrize("ratios", [[2, 4], [2, 4, 8, 8], [4, 6, 2]])

@@ -9,6 +9,7 @@ import json
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from models.parrot.data import (
     check_vocabulary,
     collate,
     hold_out,
+    one_digit_of,
     plan,
     warped,
 )
@@ -46,7 +48,7 @@ def written(folder: Path, *frames: int, shard_frames: int = 20) -> list[Tensor]:
     return recordings
 
 
-def layout(row_frames: int = 16, **changes: int) -> Layout:
+def layout(row_frames: int = 16, **changes: Any) -> Layout:
     return Layout.of(tiny.model().config, row_frames, **changes)
 
 
@@ -230,6 +232,18 @@ def test_noise_touches_only_what_the_person_is_heard_to_say(tmp_path: Path) -> N
     assert 0.2 < len(changed) / 400 < 0.35  # one in eleven becomes itself
     assert 1 <= int(changed.min()) <= int(changed.max()) <= 400
     assert int(after[1:401].max()) < START
+
+
+def test_noise_may_change_one_number_of_a_code() -> None:
+    codes, chance = torch.arange(24).repeat(200), generator()
+    others = torch.randint(24, codes.shape, generator=chance)
+    made = one_digit_of(others, codes, (4, 3, 2), chance)
+    places = ((1, 4), (4, 3), (12, 2))
+    digits = [(made // power % size, codes // power % size) for power, size in places]
+    changed = torch.stack([new != old for new, old in digits]).sum(0)
+    assert int(changed.max()) == 1
+    for new, old in digits:
+        assert 0.1 < float((new != old).float().mean()) < 0.3  # 1/3 of 3/4, 2/3, 1/2
 
 
 def test_a_warped_person_leaves_our_channel_as_it_was() -> None:

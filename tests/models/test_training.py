@@ -9,6 +9,9 @@ pytest.importorskip("accelerate", reason="training needs accelerate")
 import dataclasses
 import json
 import math
+import multiprocessing
+import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,11 +32,14 @@ CONFIGS = Path(__file__).parents[2] / "models/parrot/configs"
 PAIRS = Vocabulary("fake", tiny.CODES, 1, 25.0, 2)
 
 
-def shards(folder: Path, count: int = 6, channels: int = 2, frames: int = 14) -> Path:
+def shards(
+    folder: Path, count: int = 6, channels: int = 2, frames: int = 14, codes: int = tiny.CODES
+) -> Path:
     generator = torch.Generator().manual_seed(1)
-    with ShardWriter(folder, dataclasses.replace(PAIRS, channels=channels)) as writer:
+    vocabulary = dataclasses.replace(PAIRS, channels=channels, codebook_size=codes)
+    with ShardWriter(folder, vocabulary) as writer:
         for _ in range(count):
-            writer.append(torch.randint(tiny.CODES, (frames, channels, 1), generator=generator))
+            writer.append(torch.randint(codes, (frames, channels, 1), generator=generator))
     return folder
 
 
@@ -150,6 +156,72 @@ def test_lora_trains_adapters_and_leaves_an_ordinary_checkpoint(tmp_path: Path) 
     load(tmp_path / "adapted")
 
 
+def fsdp_process(rank: int, port: int, made: Recipe, data: Path, out: Path) -> None:
+    """One of two as `torchrun` starts them. Accelerate shards over GPUs only; from where it is told
+    otherwise, the weights are sharded over these processes."""
+    from accelerate import state, utils  # type: ignore[import-untyped, unused-ignore]
+
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with pytest.raises(ConfigError, match="GPUs"):
+        train(Run(made, [data], out))
+    begin = state.AcceleratorState.__init__
+    kind = utils.DistributedType.FSDP
+
+    def sharding(self: Any, *given: Any, fsdp_plugin: Any = None, **named: Any) -> None:
+        begin(self, *given, fsdp_plugin=fsdp_plugin, **named)
+        if fsdp_plugin is not None:
+            self.distributed_type, self.fsdp_plugin = kind, fsdp_plugin
+            state.PartialState._shared_state["distributed_type"] = kind
+
+    state.AcceleratorState.__init__ = sharding
+    train(Run(made, [data], out))
+    again = out.parent / "again"
+    if rank == 0:
+        again.mkdir()
+        (out / "checkpoint-2").rename(again / "checkpoint-2")
+    torch.distributed.barrier()
+    train(Run(made, [data], again, resume=True))
+
+
+def test_sharded_over_two_processes_equals_one(tmp_path: Path) -> None:
+    data, sharded = shards(tmp_path / "data", count=8), tmp_path / "sharded"
+    model = ModelRecipe(settings=recipe().model.settings | {"attention_dropout": 0.0})
+    limits = {"max_steps": 4, "save_steps": 2}
+    two = recipe({**limits, "rows": 2, "fsdp": True, "gradient_checkpointing": True}, model=model)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    spawn = multiprocessing.get_context("spawn")
+    given = (port, two, data, sharded)
+    processes = [spawn.Process(target=fsdp_process, args=(rank, *given)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    train(Run(recipe({**limits, "rows": 4}, model=model), [data], tmp_path / "one"))
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    for name in ("loss", "loss_user", "loss_agent", "grad_norm"):
+        losses = [
+            [entry[name] for entry in history(folder, 4) if name in entry]
+            for folder in (tmp_path / "one", tmp_path / "again")
+        ]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    one = weights(tmp_path / "one")
+    for folder in (sharded, tmp_path / "again"):
+        other = weights(folder)
+        assert one.keys() == other.keys()
+        for name, tensor in one.items():
+            torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-4)
+    assert load(sharded).config.architectures == ["DualLlama"]
+
+
+def test_sharding_needs_processes_and_whole_weights(tmp_path: Path) -> None:
+    data = shards(tmp_path / "data")
+    with pytest.raises(ConfigError, match="torchrun"):
+        train(Run(recipe({"fsdp": True}), [data], tmp_path / "out"))
+
+
 def test_a_checkpoint_of_another_vocabulary_or_architecture_is_refused(tmp_path: Path) -> None:
     tiny.model().save_pretrained(tmp_path / "dual")
     of = ModelRecipe(checkpoint=str(tmp_path / "dual"))
@@ -210,12 +282,30 @@ def test_schedules() -> None:
     for now_s in (1000.0, 1015.0, 1030.0):
         on_clock.tick(now_s)
     assert on_clock(9) == pytest.approx(0.55)
-    again = of("linear", max_minutes=1.0)
+    again = of("linear", max_minutes=2.0)  # the new recipe's
     again.__dict__.update(on_clock.__dict__)  # as LambdaLR does when a run is resumed
     again.looked_s = None
     for now_s in (5.0, 20.0):
         again.tick(now_s)
-    assert again.progress(10) == pytest.approx(0.75)
+    assert again.progress(10) == pytest.approx(0.375)
+
+
+def test_a_code_means_what_its_numbers_mean(tmp_path: Path) -> None:
+    data = shards(tmp_path / "data", codes=16)
+    numbers = DataRecipe(32, 0.0, code_digits=(4, 2, 2), user_token_noise=0.2)
+    made = recipe({"max_steps": 3}, data=numbers)
+    train(Run(made, [data], tmp_path / "out"))
+    model = load(tmp_path / "out")
+    first = model.config.base_vocab_size + model.config.user_channel * model.config.slot_size
+    codes = model.get_input_embeddings().weight[first : first + 16].view(2, 2, 4, -1)
+    for axis in range(3):  # what a number adds is the same, whatever the others are
+        steps = codes.diff(dim=axis)
+        others = tuple(other for other in range(3) if other != axis)
+        torch.testing.assert_close(steps, steps.mean(others, keepdim=True).expand_as(steps))
+    assert codes.diff(dim=0).abs().max() > 1e-3
+    wrong = recipe({"max_steps": 1}, data=dataclasses.replace(numbers, code_digits=(4, 4, 4)))
+    with pytest.raises(ConfigError, match="code_digits"):
+        train(Run(wrong, [data], tmp_path / "wrong"))
 
 
 def test_a_run_on_the_clock_ends_with_a_checkpoint(

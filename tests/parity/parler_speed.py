@@ -1,10 +1,12 @@
 """Our streaming against the package's streamer: the same random weights, on this machine's CPU.
 
-    python -m tests.parity.parler_speed --reference_python out/venv-parler/bin/python
+    python -m tests.parity.parler_speed --reference_python .venv-parler/bin/python
 
-A decoder and a codec of mini-v1's size (a small text encoder: it runs once), float32, greedy, one
-clause. Seconds are the process's own, of one thread, whatever else the machine does; runs take
-turns. The medians are printed, and JSON.
+A decoder and a codec of mini-v1's size (a small text encoder: it runs once), float32, greedy, a
+clause of four seconds. Seconds are the process's own, of one thread, whatever else the machine
+does. `step`: the median of the steps, most of which make no sound. `streamed`: all that was done
+for the clause, sound included, per step. With more `--rows` that many clauses are spoken at once,
+where the package speaks one after another; the figures are for each. About two minutes.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from tests.models import parler_tiny as tiny
 
 SCRIPT = Path(__file__).with_name("parler_reference.py")
 DESCRIPTION, PROMPT = list(range(3, 15)), list(range(20, 29))
-CODES = 1024
+CODES, RATE_HZ = 1024, 44_100
 SPECIAL = {"pad_token_id": CODES, "eos_token_id": CODES, "bos_token_id": CODES + 1}
 DECODER = {
     "vocab_size": CODES + 64,
@@ -64,53 +66,77 @@ def make(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def ours(folder: Path, steps: int, play_steps: int) -> dict[str, Any]:
+def ours(folder: Path, steps: int, play_steps: int, rows: int) -> dict[str, Any]:
+    """Per clause, but for the first sound."""
     model, _ = load(folder)
-    engine = ParlerEngine(model, Generation(steps + 1, steps), 1, play_steps=play_steps)
-    begun = time.process_time()
-    engine.open("clause", DESCRIPTION, PROMPT)
-    first, samples = 0.0, 0
+    engine = ParlerEngine(model, Generation(steps + 1, steps), rows, play_steps=play_steps)
+    begun = over = time.process_time()
+    for row in range(rows):
+        engine.open(row, DESCRIPTION, PROMPT)
+    first, samples, each = 0.0, 0, []
     while engine.at_work:
-        for piece in engine.step():
-            first = first or time.process_time() - begun
-            samples += len(piece.samples)
-    whole = time.process_time() - begun
-    return {"first_s": first, "whole_s": whole, "steps": steps, "samples": samples}
+        pieces = engine.step()
+        last, over = over, time.process_time()
+        each.append((over - last) / rows)
+        if pieces:
+            first = first or over - begun
+            samples += sum(len(piece.samples) for piece in pieces)
+    whole = (over - begun) / rows
+    return {"first_s": first, "whole_s": whole, "samples": samples // rows, "each_s": each[1:]}
 
 
-def theirs(python: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    numbers = {"--time": args.steps, "--play_steps": args.play_steps}
+def theirs(python: str, folder: Path, steps: int, play_steps: int) -> dict[str, Any]:
+    numbers = {"--time": steps, "--play_steps": play_steps}
     flags = [str(word) for pair in numbers.items() for word in pair]
     command = [python, str(SCRIPT), str(folder), *flags]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def report(name: str, run: dict[str, Any], package: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Prints a line; the package's times over ours."""
+    step_s, streamed_s = statistics.median(run["each_s"]), run["whole_s"] / steps
+    step = statistics.median(package["each_s"]) / step_s
+    streamed = package["whole_s"] / run["whole_s"]
+    print(
+        f"{name:14} step {1000 * step_s:6.1f} ms ({step:.2f} x), "
+        f"streamed {1000 * streamed_s:6.1f} ms ({streamed:.2f} x), "
+        f"CPU s per s of sound {run['whole_s'] * RATE_HZ / run['samples']:5.2f}, "
+        f"first sound after {run['first_s']:5.2f} s",
+        flush=True,
+    )
+    return {
+        "name": name,
+        "step_ms": 1000 * step_s,
+        "streamed_ms": 1000 * streamed_s,
+        "first_s": run["first_s"],
+        "samples": run["samples"],
+        "step_ratio": step,
+        "streamed_ratio": streamed,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--reference_python", required=True, help="of the package's environment")
     parser.add_argument("--folder", type=Path, help="keep the checkpoint here")
-    parser.add_argument("--steps", type=int, default=430, help="86 a second")
+    parser.add_argument("--steps", type=int, default=344, help="86 a second")
     parser.add_argument("--play_steps", type=int, default=43)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--rows", default="1", help="clauses at once; several counts: 1,4")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    runs: dict[str, list[dict[str, Any]]] = {"package": [], "ours": []}
+    what = (args.steps, args.play_steps)
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or Path(scratch)
         if not (folder / "model.safetensors").exists():
             make(folder)
-        for _ in range(args.runs):
-            runs["ours"].append(ours(folder, args.steps, args.play_steps))
-            runs["package"].append(theirs(args.reference_python, folder, args))
-    for name, made in runs.items():
-        first, whole = (
-            statistics.median(run[key] for run in made) for key in ("first_s", "whole_s")
-        )
-        per_step = 1000 * whole / args.steps
-        print(f"{name:8} first sound {first:6.2f} s, {per_step:6.1f} ms a step with its sound")
-    print(json.dumps(runs))
+        package = theirs(args.reference_python, folder, *what)
+        found = [report("package", package, package, args.steps)]
+        for rows in map(int, args.rows.split(",")):
+            run = ours(folder, *what, rows)
+            found.append(report(f"ours, {rows} at once", run, package, args.steps))
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -2,49 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from handlers.base import Observer
+from handlers.options import option
 
 ENGINES = ("torch", "vllm")
 SHIPPED = Path(__file__).parents[2] / "models" / "parrot" / "tiny"
 
 
-def _flag(default: Any, name: str, help: str) -> Any:
-    return field(default=default, metadata={"help": help, "flag": f"--parrot_{name}"})
-
-
 @dataclass(frozen=True)
 class ParrotOptions:
-    model_path: str = _flag(str(SHIPPED), "model_path", "checkpoint folder: LM and tokenizer")
-    rows: int = _flag(16, "rows", "sessions at a time; one more is refused")
-    temperature: float = _flag(0.0, "temperature", "of sampling; 0: the likeliest token")
-    onset: float = _flag(
-        0.35, "onset", "probability of speech from which on it speaks, at temperature 0 (0-1)"
+    model_path: str = option(
+        str(SHIPPED), "checkpoint folder: LM and tokenizer", "parrot_model_path"
     )
-    top_k: int = _flag(50, "top_k", "likeliest tokens that are sampled from; 0: all")
-    top_p: float = _flag(1.0, "top_p", "share of the probability that is sampled from (0-1)")
-    seed: int = _flag(0, "seed", "of the sampling")
-    window_frames: int = _flag(
-        0, "window_frames", "what the LM remembers (frames); 0: the positions it was trained on"
+    rows: int = option(16, "sessions at a time; one more is refused", "parrot_rows")
+    temperature: float = option(0.0, "of sampling; 0: the likeliest token", "parrot_temperature")
+    onset: float = option(
+        0.35,
+        "probability of speech from which on it speaks, at temperature 0 (0-1)",
+        "parrot_onset",
     )
-    engine: str = _flag("torch", "engine", f"what runs the LM: {' or '.join(ENGINES)}")
-    device: str = _flag("auto", "device", "cpu, cuda, cuda:1 …; auto: cuda where there is one")
-    threads: int = _flag(1, "threads", "CPU threads of each of the three stages")
-    jitter_ms: float = _flag(20.0, "jitter_ms", "audio that waits before a person is heard (ms)")
-    max_late_ms: float = _flag(
-        160.0, "max_late_ms", "audio that came late and waits; more is skipped (ms)"
+    top_k: int = option(50, "likeliest tokens that are sampled from; 0: all", "parrot_top_k")
+    top_p: float = option(
+        1.0, "share of the probability that is sampled from (0-1)", "parrot_top_p"
     )
-    max_tick_late_ms: float = _flag(
-        400.0, "max_tick_late_ms", "lateness of the ticks beyond which some are skipped (ms)"
+    seed: int = option(0, "of the sampling", "parrot_seed")
+    window_frames: int = option(
+        0,
+        "what the LM remembers (frames); 0: the positions it was trained on",
+        "parrot_window_frames",
     )
-    silence_db: float = _flag(
-        -50.0, "silence_db", "level of the model's audio below which it is silent (dB full scale)"
+    engine: str = option("torch", f"what runs the LM: {' or '.join(ENGINES)}", "parrot_engine")
+    device: str = option(
+        "auto", "cpu, cuda, cuda:1 …; auto: cuda where there is one", "parrot_device"
     )
-    response_end_ms: float = _flag(
-        600.0, "response_end_ms", "silence of the model that ends a response on the wire (ms)"
+    threads: int = option(1, "CPU threads of each of the three stages", "parrot_threads")
+    jitter_ms: float = option(
+        20.0, "audio that waits before a person is heard (ms)", "parrot_jitter_ms"
+    )
+    max_late_ms: float = option(
+        160.0, "audio that came late and waits; more is skipped (ms)", "parrot_max_late_ms"
+    )
+    max_tick_late_ms: float = option(
+        400.0, "lateness of the ticks beyond which some are skipped (ms)", "parrot_max_tick_late_ms"
+    )
+    silence_db: float = option(
+        -50.0,
+        "level of the model's audio below which it is silent (dB full scale)",
+        "parrot_silence_db",
+    )
+    response_end_ms: float = option(
+        600.0,
+        "silence of the model that ends a response on the wire (ms)",
+        "parrot_response_end_ms",
     )
 
 

@@ -12,11 +12,8 @@ from typing import Any
 from handlers.lm.openai import PROMPT
 from handlers.lm.prompts import Prompts
 from handlers.messages import Ask, Message, TextDelta, ToolCall, ToolUse
+from handlers.options import option
 from handlers.ticket import Ticket
-
-
-def option(default: Any, help: str, name: str) -> Any:
-    return field(default=default, metadata={"help": help, "flag": f"--{name}"})
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from handlers.messages import (
     ToolCall,
     ToolUse,
 )
+from handlers.options import option
 from handlers.remote import Endpoint, RemoteHandler
 
 log = logging.getLogger(__name__)
@@ -36,43 +37,30 @@ _CALL_ID = re.compile(r"[!-~]{1,64}")
 """What a client may send back; an endpoint's other ids are replaced."""
 
 
-def _option(default: Any, help: str, name: str) -> Any:
-    return field(default=default, metadata={"help": help, "flag": f"--{name}"})
-
-
 @dataclass(frozen=True)
 class OpenAILMOptions:
-    base_url: str = _option("http://127.0.0.1:8000/v1", "the endpoint's address", "lm_base_url")
-    api_key: str = field(
-        default="",
-        repr=False,
-        metadata={"help": "its key; else from PARLEY_LM_API_KEY", "flag": "--lm_api_key"},
-    )
-    model_name: str = _option("", "the model's name there", "lm_model_name")
-    fallback_base_url: str = _option(
+    base_url: str = option("http://127.0.0.1:8000/v1", "the endpoint's address", "lm_base_url")
+    api_key: str = option("", "its key; else from PARLEY_LM_API_KEY", "lm_api_key", shown=False)
+    model_name: str = option("", "the model's name there", "lm_model_name")
+    fallback_base_url: str = option(
         "", "endpoint to use while the first one fails", "lm_fallback_base_url"
     )
-    fallback_api_key: str = field(
-        default="",
-        repr=False,
-        metadata={
-            "help": "its key; else from PARLEY_LM_FALLBACK_API_KEY",
-            "flag": "--lm_fallback_api_key",
-        },
+    fallback_api_key: str = option(
+        "", "its key; else from PARLEY_LM_FALLBACK_API_KEY", "lm_fallback_api_key", shown=False
     )
-    fallback_model_name: str = _option("", "the model's name there", "lm_fallback_model_name")
-    fallback_s: float = _option(
+    fallback_model_name: str = option("", "the model's name there", "lm_fallback_model_name")
+    fallback_s: float = option(
         30.0, "time until the first endpoint is tried again (s)", "lm_fallback_s"
     )
-    init_chat_role: str = _option("system", "role of --init_chat_prompt", "init_chat_role")
-    init_chat_prompt: str = _option(
+    init_chat_role: str = option("system", "role of --init_chat_prompt", "init_chat_role")
+    init_chat_prompt: str = option(
         PROMPT, "first message of a chat without instructions of its own", "init_chat_prompt"
     )
-    connect_timeout_s: float = _option(2.0, "to connect (s)", "lm_connect_timeout_s")
-    first_token_timeout_s: float = _option(
+    connect_timeout_s: float = option(2.0, "to connect (s)", "lm_connect_timeout_s")
+    first_token_timeout_s: float = option(
         10.0, "from the question to the first token (s)", "lm_first_token_timeout_s"
     )
-    token_timeout_s: float = _option(5.0, "from token to token (s)", "lm_token_timeout_s")
+    token_timeout_s: float = option(5.0, "from token to token (s)", "lm_token_timeout_s")
     gen_max_tokens: int | None = field(
         default=None,
         metadata={
@@ -81,8 +69,8 @@ class OpenAILMOptions:
             "also": ("--lm_gen_max_new_tokens",),
         },
     )
-    gen_temperature: float | None = _option(None, "sampling temperature", "lm_gen_temperature")
-    gen_top_p: float | None = _option(None, "nucleus sampling", "lm_gen_top_p")
+    gen_temperature: float | None = option(None, "sampling temperature", "lm_gen_temperature")
+    gen_top_p: float | None = option(None, "nucleus sampling", "lm_gen_top_p")
     gen: Mapping[str, Any] = field(
         default_factory=dict,
         metadata={"help": "any other field of the request (JSON, or text)", "prefix": "--lm_gen_"},

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from handlers.base import Emit, Handler, Observer, StageError
 from handlers.lm.answers import Answer
-from handlers.lm.local import LocalLMOptions, calls_tools, option, told
+from handlers.lm.local import LocalLMOptions, calls_tools, told
 from handlers.messages import Ask, Message, TextDone
+from handlers.options import option
 from handlers.ticket import Ticket
 
 if TYPE_CHECKING:

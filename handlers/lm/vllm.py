@@ -15,8 +15,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from handlers.base import Emit, Handler, Observer, StageError
 from handlers.lm.answers import Answer
-from handlers.lm.local import LocalLMOptions, calls_tools, option, told
+from handlers.lm.local import LocalLMOptions, calls_tools, told
 from handlers.messages import Ask, Message, TextDone
+from handlers.options import option
 
 log = logging.getLogger(__name__)
 

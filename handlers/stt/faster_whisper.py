@@ -11,6 +11,7 @@ import numpy as np
 
 from handlers.base import Emit, Observer
 from handlers.messages import EAR_RATE_HZ
+from handlers.options import option
 from handlers.stt.streaming import (
     Abandoned,
     Hypothesis,
@@ -18,7 +19,6 @@ from handlers.stt.streaming import (
     StreamingOptions,
     StreamingSTT,
     most_tokens,
-    option,
     unknown_language,
     unusable,
 )
@@ -27,10 +27,10 @@ from handlers.stt.window import unspoken
 
 @dataclass(frozen=True)
 class FasterWhisperOptions(StreamingOptions):
-    model_name: str = option("small", "size, model on the hub, or folder", "model_name")
-    device: str = option("auto", "cpu or cuda", "device")
+    model_name: str = option("small", "size, model on the hub, or folder", "stt_model_name")
+    device: str = option("auto", "cpu or cuda", "stt_device")
     compute_type: str = option(
-        "default", "int8, int8_float16, float16, bfloat16, float32 …", "compute_type"
+        "default", "int8, int8_float16, float16, bfloat16, float32 …", "stt_compute_type"
     )
 
 

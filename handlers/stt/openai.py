@@ -12,12 +12,13 @@ import io
 import json
 import wave
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from handlers.audio import to_pcm16
 from handlers.base import Emit, Observer, Overloaded
 from handlers.messages import EAR_RATE_HZ, Conclude, Failed, Heard, Message, Transcript
+from handlers.options import option
 from handlers.remote import Endpoint, RemoteHandler
 from handlers.stt.pocketsphinx import PocketSphinxOptions, PocketSphinxSTT
 from handlers.stt.streaming import language_code
@@ -29,25 +30,17 @@ if TYPE_CHECKING:
 LOCAL_LOAD_S = 60.0
 
 
-def _option(default: Any, help: str, name: str) -> Any:
-    return field(default=default, metadata={"help": help, "flag": f"--{name}"})
-
-
 @dataclass(frozen=True)
 class OpenAISTTOptions(PocketSphinxOptions):
     """The endpoint's, and those of the recogniser that hears for turn-taking."""
 
-    base_url: str = _option("http://127.0.0.1:8000/v1", "the endpoint's address", "stt_base_url")
-    api_key: str = field(
-        default="",
-        repr=False,
-        metadata={"help": "its key; else from PARLEY_STT_API_KEY", "flag": "--stt_api_key"},
-    )
-    model_name: str = _option("whisper-1", "the model's name there", "stt_model_name")
-    language: str = _option("", "language spoken, e.g. de (empty: detected)", "stt_language")
-    stream: bool = _option(True, "ask for the text as it is made", "stt_stream")
-    connect_timeout_s: float = _option(2.0, "to connect (s)", "stt_connect_timeout_s")
-    timeout_s: float = _option(4.5, "to the whole transcript (s)", "stt_timeout_s")
+    base_url: str = option("http://127.0.0.1:8000/v1", "the endpoint's address", "stt_base_url")
+    api_key: str = option("", "its key; else from PARLEY_STT_API_KEY", "stt_api_key", shown=False)
+    model_name: str = option("whisper-1", "the model's name there", "stt_model_name")
+    language: str = option("", "language spoken, e.g. de (empty: detected)", "stt_language")
+    stream: bool = option(True, "ask for the text as it is made", "stt_stream")
+    connect_timeout_s: float = option(2.0, "to connect (s)", "stt_connect_timeout_s")
+    timeout_s: float = option(4.5, "to the whole transcript (s)", "stt_timeout_s")
 
 
 @dataclass(slots=True)

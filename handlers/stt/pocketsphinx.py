@@ -26,6 +26,7 @@ from typing import Any, ClassVar, TypeAlias
 from handlers.audio import to_pcm16
 from handlers.base import Emit, Handler, Observer, StageError
 from handlers.messages import EAR_RATE_HZ, Conclude, Heard, Message, Transcript
+from handlers.options import option
 from handlers.stt import decoding
 from handlers.ticket import Ticket
 
@@ -51,28 +52,14 @@ class PocketSphinxOptions:
     do no better, at 0.17 and 100 ms after the end. Clean recorded speech comes out mostly right.
     """
 
-    decoders: int = field(
-        default=16, metadata={"help": "utterances heard at a time", "flag": "--stt_decoders"}
+    decoders: int = option(16, "utterances heard at a time", "stt_decoders")
+    backlog_s: float = option(
+        75.0, "audio waiting per utterance, more than the ear's look-back (s)", "stt_backlog_s"
     )
-    backlog_s: float = field(
-        default=75.0,
-        metadata={
-            "help": "audio waiting per utterance, more than the ear's look-back (s)",
-            "flag": "--stt_backlog_s",
-        },
-    )
-    ds: int = field(
-        default=1, metadata={"help": "acoustic scores every n-th frame", "flag": "--stt_ds"}
-    )
-    topn: int = field(
-        default=2, metadata={"help": "Gaussians scored per codebook", "flag": "--stt_topn"}
-    )
-    maxhmmpf: int = field(
-        default=3000, metadata={"help": "HMMs searched per frame", "flag": "--stt_maxhmmpf"}
-    )
-    maxwpf: int = field(
-        default=10, metadata={"help": "words ending per frame", "flag": "--stt_maxwpf"}
-    )
+    ds: int = option(1, "acoustic scores every n-th frame", "stt_ds")
+    topn: int = option(2, "Gaussians scored per codebook", "stt_topn")
+    maxhmmpf: int = option(3000, "HMMs searched per frame", "stt_maxhmmpf")
+    maxwpf: int = option(10, "words ending per frame", "stt_maxwpf")
 
     def decoder_config(self) -> dict[str, Any]:
         return {

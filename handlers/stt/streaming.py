@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from handlers.base import Emit, Handler, Observer, StageError
 from handlers.messages import EAR_RATE_HZ, Conclude, Heard, Message, Samples, Transcript
+from handlers.options import option
 from handlers.stt.decoding import end_probability
 from handlers.stt.window import Section, Window, is_silent, spoken, without_loops
 from handlers.ticket import Ticket
@@ -35,16 +36,12 @@ TOKENS_PER_S = 30
 """No speech has more: English has about five, scripts that are spelled in bytes under twenty."""
 
 
-def option(default: Any, help: str, name: str) -> Any:
-    return field(default=default, metadata={"help": help, "flag": f"--stt_{name}"})
-
-
 @dataclass(frozen=True)
 class StreamingOptions:
-    model_name: str = option("", "a model on the hub, or a folder", "model_name")
-    language: str = option("", "language spoken, e.g. de (empty: detected)", "language")
-    partial_s: float = option(0.5, "new audio between partial texts (s)", "partial_s")
-    max_batch: int = option(16, "utterances recognised at a time", "max_batch")
+    model_name: str = option("", "a model on the hub, or a folder", "stt_model_name")
+    language: str = option("", "language spoken, e.g. de (empty: detected)", "stt_language")
+    partial_s: float = option(0.5, "new audio between partial texts (s)", "stt_partial_s")
+    max_batch: int = option(16, "utterances recognised at a time", "stt_max_batch")
     gen: Mapping[str, Any] = field(
         default_factory=dict,
         metadata={"help": "passed to the model's generate", "prefix": "--stt_gen_"},

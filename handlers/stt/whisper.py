@@ -12,6 +12,7 @@ import numpy as np
 
 from handlers.base import Emit, Observer, StageError
 from handlers.messages import EAR_RATE_HZ
+from handlers.options import option
 from handlers.stt.streaming import (
     Abandoned,
     Hypothesis,
@@ -19,7 +20,6 @@ from handlers.stt.streaming import (
     StreamingOptions,
     StreamingSTT,
     most_tokens,
-    option,
     unknown_language,
     unusable,
 )
@@ -34,11 +34,13 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 @dataclass(frozen=True)
 class WhisperOptions(StreamingOptions):
-    model_name: str = option("openai/whisper-small", "model on the hub, or folder", "model_name")
-    device: str = option("auto", "cpu, cuda or mps", "device")
-    torch_dtype: str = option("auto", "float32, float16 or bfloat16", "torch_dtype")
+    model_name: str = option(
+        "openai/whisper-small", "model on the hub, or folder", "stt_model_name"
+    )
+    device: str = option("auto", "cpu, cuda or mps", "stt_device")
+    torch_dtype: str = option("auto", "float32, float16 or bfloat16", "stt_torch_dtype")
     compile_mode: str = option(
-        "", "torch.compile mode: default, reduce-overhead or max-autotune", "compile_mode"
+        "", "torch.compile mode: default, reduce-overhead or max-autotune", "stt_compile_mode"
     )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from handlers.base import Emit, Handler, Observer, StageError
 from handlers.messages import Message, Samples, Say, Speech, Spoken, WordMark
+from handlers.options import option
 from handlers.ticket import Ticket
 from handlers.tts.espeak_voice import EspeakVoice, Manner, SynthesizerError
 
@@ -34,22 +35,10 @@ Clauses = deque[Iterator[None]]
 
 @dataclass(frozen=True)
 class EspeakOptions:
-    voice: str = field(
-        default="en-us+f2",
-        metadata={"help": "language, or language+variant, e.g. de+m3", "flag": "--tts_voice"},
-    )
-    speed_wpm: int = field(
-        default=165,
-        metadata={"help": "speaking rate (words per minute, 80-450)", "flag": "--tts_speed_wpm"},
-    )
-    pitch: int = field(
-        default=50,
-        metadata={"help": "base pitch (0-100; 50 is the voice's own)", "flag": "--tts_pitch"},
-    )
-    volume: int = field(
-        default=100,
-        metadata={"help": "loudness (0-200; above 100 it may clip)", "flag": "--tts_volume"},
-    )
+    voice: str = option("en-us+f2", "language, or language+variant, e.g. de+m3", "tts_voice")
+    speed_wpm: int = option(165, "speaking rate (words per minute, 80-450)", "tts_speed_wpm")
+    pitch: int = option(50, "base pitch (0-100; 50 is the voice's own)", "tts_pitch")
+    volume: int = option(100, "loudness (0-200; above 100 it may clip)", "tts_volume")
 
 
 class EspeakTTS(Handler[Clauses]):

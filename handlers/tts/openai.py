@@ -6,7 +6,7 @@ import asyncio
 import logging
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from handlers.audio import Resampler
 from handlers.base import Emit, Observer
 from handlers.messages import RATE_HZ, Message, Samples, Say, Speech, Spoken
+from handlers.options import option
 from handlers.remote import Endpoint, RemoteHandler
 from handlers.ticket import Ticket
 
@@ -26,27 +27,19 @@ _SPOKEN_TYPES = ("audio/", "application/octet-stream")
 _COMPRESSED_TYPES = tuple(f"audio/{kind}" for kind in ("mpeg", "mp3", "ogg", "opus", "aac", "flac"))
 
 
-def _option(default: Any, help: str, name: str) -> Any:
-    return field(default=default, metadata={"help": help, "flag": f"--{name}"})
-
-
 @dataclass(frozen=True)
 class OpenAITTSOptions:
-    base_url: str = _option("http://127.0.0.1:8000/v1", "the endpoint's address", "tts_base_url")
-    api_key: str = field(
-        default="",
-        repr=False,
-        metadata={"help": "its key; else from PARLEY_TTS_API_KEY", "flag": "--tts_api_key"},
-    )
-    model_name: str = _option("tts-1", "the model's name there", "tts_model_name")
-    voice: str = _option("alloy", "voice", "tts_voice")
-    voices: str = _option(VOICES, "voices that a client may choose (comma-separated)", "tts_voices")
-    speed: float = _option(1.0, "speaking rate", "tts_speed")
-    instructions: str = _option("", "how to speak, for models that can be told", "tts_instructions")
-    response_format: str = _option("pcm", "pcm (16-bit) or wav", "tts_response_format")
-    rate_hz: int = _option(24_000, "sampling rate of the endpoint's pcm (Hz)", "tts_rate_hz")
-    connect_timeout_s: float = _option(2.0, "to connect (s)", "tts_connect_timeout_s")
-    timeout_s: float = _option(
+    base_url: str = option("http://127.0.0.1:8000/v1", "the endpoint's address", "tts_base_url")
+    api_key: str = option("", "its key; else from PARLEY_TTS_API_KEY", "tts_api_key", shown=False)
+    model_name: str = option("tts-1", "the model's name there", "tts_model_name")
+    voice: str = option("alloy", "voice", "tts_voice")
+    voices: str = option(VOICES, "voices that a client may choose (comma-separated)", "tts_voices")
+    speed: float = option(1.0, "speaking rate", "tts_speed")
+    instructions: str = option("", "how to speak, for models that can be told", "tts_instructions")
+    response_format: str = option("pcm", "pcm (16-bit) or wav", "tts_response_format")
+    rate_hz: int = option(24_000, "sampling rate of the endpoint's pcm (Hz)", "tts_rate_hz")
+    connect_timeout_s: float = option(2.0, "to connect (s)", "tts_connect_timeout_s")
+    timeout_s: float = option(
         10.0, "to the first audio, and from chunk to chunk (s)", "tts_timeout_s"
     )
 

@@ -6,13 +6,14 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from handlers.audio import Resampler
 from handlers.base import Emit, Handler, Observer, StageError
 from handlers.messages import RATE_HZ, Message, Samples, Say, Speech, Spoken
+from handlers.options import option
 from handlers.ticket import Ticket
 
 if TYPE_CHECKING:
@@ -39,51 +40,47 @@ READABLE = 0.5
 """A text of which a greater share of tokens is unknown is in a script that the model can't read."""
 
 
-def _option(default: Any, help: str, name: str) -> Any:
-    return field(default=default, metadata={"help": help, "flag": f"--{name}"})
-
-
 @dataclass(frozen=True)
 class ParlerOptions:
-    model_name: str = _option(
+    model_name: str = option(
         "parler-tts/parler-tts-mini-v1", "a name on the hub, or a folder", "tts_model_name"
     )
-    tokenizer_name: str = _option(
+    tokenizer_name: str = option(
         "",
         "tokenizer of the description, where the text has another (the text encoder's own name)",
         "tts_description_tokenizer",
     )
-    device: str = _option("cpu", "cpu, cuda, cuda:1, mps", "tts_device")
-    torch_dtype: str = _option("float32", "float32, bfloat16 or float16", "tts_torch_dtype")
-    compile_mode: str = _option(
+    device: str = option("cpu", "cpu, cuda, cuda:1, mps", "tts_device")
+    torch_dtype: str = option("float32", "float32, bfloat16 or float16", "tts_torch_dtype")
+    compile_mode: str = option(
         "",
         "torch.compile mode of the decoder's layers; on a CPU none is faster: weights are packed",
         "tts_compile_mode",
     )
-    description: str = _option(
+    description: str = option(
         DESCRIPTION, "how the voice sounds; {voice} and {pace} are filled in", "description"
     )
-    voice: str = _option("Laura", "voice", "tts_voice")
-    voices: str = _option(
+    voice: str = option("Laura", "voice", "tts_voice")
+    voices: str = option(
         NAMED_VOICES, "voices that a client may choose (comma-separated)", "tts_voices"
     )
-    play_steps_s: float = _option(0.5, "sound is sent every so much of it (s)", "play_steps_s")
-    rows: int = _option(8, "clauses spoken at once", "tts_rows")
-    min_new_tokens: int | None = _option(
+    play_steps_s: float = option(0.5, "sound is sent every so much of it (s)", "play_steps_s")
+    rows: int = option(8, "clauses spoken at once", "tts_rows")
+    min_new_tokens: int | None = option(
         None, "least steps of a clause, 86 a second", "tts_gen_min_new_tokens"
     )
-    max_new_tokens: int = _option(
+    max_new_tokens: int = option(
         MAX_CLAUSE_STEPS, "most steps of a clause, 86 a second", "tts_gen_max_new_tokens"
     )
-    do_sample: bool | None = _option(
+    do_sample: bool | None = option(
         None, "draw codes rather than take the likeliest", "tts_gen_do_sample"
     )
-    temperature: float | None = _option(None, "of the draws", "tts_gen_temperature")
-    top_k: int | None = _option(None, "draw from so many of the likeliest", "tts_gen_top_k")
-    top_p: float | None = _option(
+    temperature: float | None = option(None, "of the draws", "tts_gen_temperature")
+    top_k: int | None = option(None, "draw from so many of the likeliest", "tts_gen_top_k")
+    top_p: float | None = option(
         None, "draw from the likeliest of this probability together", "tts_gen_top_p"
     )
-    seed: int = _option(0, "of the draws", "tts_gen_seed")
+    seed: int = option(0, "of the draws", "tts_gen_seed")
 
 
 @dataclass(slots=True, eq=False)

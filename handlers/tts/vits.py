@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from handlers.audio import Resampler
 from handlers.base import Emit, Handler, Observer, StageError
 from handlers.messages import RATE_HZ, Message, Say, Speech, Spoken, WordMark
+from handlers.options import option
 from handlers.ticket import Ticket
 from handlers.tts.vits_text import Reader, first_line, unusable
 
@@ -25,24 +26,22 @@ WARM_UP_FRAMES = 8
 NAMES_SHOWN = 8
 
 
-def _option(default: Any, help: str, name: str) -> Any:
-    return field(default=default, metadata={"help": help, "flag": f"--tts_{name}"})
-
-
 @dataclass(frozen=True)
 class VitsOptions:
-    model_name: str = _option(
-        "facebook/mms-tts-eng", "a model on the hub, or a folder", "model_name"
+    model_name: str = option(
+        "facebook/mms-tts-eng", "a model on the hub, or a folder", "tts_model_name"
     )
-    device: str = _option("auto", "cpu, cuda or mps", "device")
-    torch_dtype: str = _option("auto", "the decoder's: float32, float16 or bfloat16", "torch_dtype")
-    compile_mode: str = _option(
-        "", "torch.compile mode: default, reduce-overhead or max-autotune", "compile_mode"
+    device: str = option("auto", "cpu, cuda or mps", "tts_device")
+    torch_dtype: str = option(
+        "auto", "the decoder's: float32, float16 or bfloat16", "tts_torch_dtype"
     )
-    voice: str = _option("", "voice (empty: the checkpoint's first)", "voice")
-    speed: float = _option(1.0, "speaking rate, times the checkpoint's own", "speed")
-    seed: int = _option(0, "of the noise: equal seeds speak a clause equally", "seed")
-    max_batch: int = _option(16, "clauses made at a time", "max_batch")
+    compile_mode: str = option(
+        "", "torch.compile mode: default, reduce-overhead or max-autotune", "tts_compile_mode"
+    )
+    voice: str = option("", "voice (empty: the checkpoint's first)", "tts_voice")
+    speed: float = option(1.0, "speaking rate, times the checkpoint's own", "tts_speed")
+    seed: int = option(0, "of the noise: equal seeds speak a clause equally", "tts_seed")
+    max_batch: int = option(16, "clauses made at a time", "tts_max_batch")
 
 
 @dataclass(slots=True)

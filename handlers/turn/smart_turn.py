@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from handlers.base import Emit, Handler, Observer
 from handlers.messages import Completeness, Conclude, Heard, Message, Samples
+from handlers.options import option
 from handlers.ticket import Ticket
 from handlers.turn.log_mel import FRAMES, INPUT_SAMPLES, MELS, log_mel
 
@@ -29,12 +30,8 @@ HOW_TO_GET = (
 
 @dataclass(frozen=True)
 class SmartTurnOptions:
-    model: str = field(
-        default="",
-        metadata={
-            "help": "Smart Turn v3 ONNX file (else the one in the pipecat-ai package)",
-            "flag": "--smart_turn_model",
-        },
+    model: str = option(
+        "", "Smart Turn v3 ONNX file (else the one in the pipecat-ai package)", "smart_turn_model"
     )
 
 

@@ -28,6 +28,7 @@ from handlers.messages import (
     Samples,
     Voice,
 )
+from handlers.options import option
 from handlers.ticket import Ticket
 from handlers.vad.prosody import ProsodyTracker
 from handlers.vad.resample import (
@@ -62,27 +63,13 @@ Probabilities: TypeAlias = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class SileroOptions:
-    thresh: float = field(
-        default=0.5, metadata={"help": "speech probability that counts (0-1)", "flag": "--thresh"}
-    )
-    min_speech_ms: int = field(
-        default=64, metadata={"help": "shortest speech (ms)", "flag": "--min_speech_ms"}
-    )
-    min_silence_ms: int = field(
-        default=300,
-        metadata={"help": "silence that ends a finished turn (ms)", "flag": "--min_silence_ms"},
-    )
-    speech_pad_ms: int = field(
-        default=300,
-        metadata={"help": "audio kept before detected speech (ms)", "flag": "--speech_pad_ms"},
-    )
-    look_back_s: float = field(
-        default=2.0,
-        metadata={"help": "audio kept per session for a late start (s)", "flag": "--look_back_s"},
-    )
-    max_look_back_s: float = field(
-        default=60.0,
-        metadata={"help": "the same for push-to-talk, at most (s)", "flag": "--max_look_back_s"},
+    thresh: float = option(0.5, "speech probability that counts (0-1)", "thresh")
+    min_speech_ms: int = option(64, "shortest speech (ms)", "min_speech_ms")
+    min_silence_ms: int = option(300, "silence that ends a finished turn (ms)", "min_silence_ms")
+    speech_pad_ms: int = option(300, "audio kept before detected speech (ms)", "speech_pad_ms")
+    look_back_s: float = option(2.0, "audio kept per session for a late start (s)", "look_back_s")
+    max_look_back_s: float = option(
+        60.0, "the same for push-to-talk, at most (s)", "max_look_back_s"
     )
 
 

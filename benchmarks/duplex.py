@@ -20,9 +20,9 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.duplex_judge import Judge, Understood, answer_words
+from benchmarks.duplex_judge import CLOSED_ANSWERS, Judge, Understood, answer_words, says
 from benchmarks.duplex_long import LongSession, hold_long, long_figures, print_long
-from benchmarks.duplex_report import bars, figures, print_report
+from benchmarks.duplex_report import Share, bars, figures, print_report
 from benchmarks.duplex_scenes import Connection, Run, hold_all
 from benchmarks.duplex_score import Scorer
 from benchmarks.duplex_trials import (
@@ -47,6 +47,7 @@ from benchmarks.report import (
 )
 from benchmarks.server_process import CpuMeter, Server, ServerFailed, running, server_at
 from handlers.messages import RATE_HZ
+from models.parrot import domain
 from models.parrot.dialogues import DialogueOptions, load_options
 from models.parrot.speech import agent_clip
 
@@ -111,8 +112,11 @@ def measure_long(options: argparse.Namespace, server: Server) -> dict[str, Any]:
 
 def score(sessions: Sequence[Sequence[Run]], options: argparse.Namespace) -> dict[str, Any]:
     runs = [run for session in sessions for run in session]
-    spoken = {word for run in runs for word in run.trial.answer.split()}
-    judge = Judge(answer_words() | spoken)
+    if options.partner == "parrot":
+        judge = Judge(domain.WORDS, CLOSED_ANSWERS)
+    else:
+        spoken = {word for run in runs for word in run.trial.answer.split()}
+        judge = Judge(answer_words() | spoken)
     scorer = Scorer(judge.hear, options.audible_dbfs)
     outcomes = [outcome for run in runs if (outcome := scorer.outcome(run)) is not None]
     held = {outcome.name for outcome in outcomes}
@@ -121,17 +125,19 @@ def score(sessions: Sequence[Sequence[Run]], options: argparse.Namespace) -> dic
         for run in runs
         if run.trial.name in held and run.trial.task in ("turn", "question") and run.trial.answer
     ]
-    originals = [original(answer, judge) for answer in answers]
+    originals = [Understood.of(answer, original(answer, judge)) for answer in answers]
+    asked = [r.trial.answer for r in runs if r.trial.name in held and r.trial.task == "question"]
+    right = Share(sum(says(answer, original(answer, judge)) for answer in asked), len(asked))
     expected = sum(len(run.trial.backchannels) for run in runs if run.trial.name in held)
-    found = figures(outcomes, originals, expected, len(runs) - len(outcomes))
+    found = figures(outcomes, originals, expected, len(runs) - len(outcomes), right)
     against = bars(found, options.partner)
     print_report(found, against)
     return {"figures": found, "bars": against, "outcomes": outcomes}
 
 
-def original(answer: str, judge: Judge) -> Understood:
-    """How the judge understands an answer in the agent's original voice."""
-    return Understood.of(answer, judge.hear(to_wire_rate(agent_clip(answer).samples)))
+def original(answer: str, judge: Judge) -> str:
+    """What the judge hears of an answer in the agent's original voice."""
+    return judge.hear(to_wire_rate(agent_clip(answer).samples))
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

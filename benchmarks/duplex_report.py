@@ -82,6 +82,7 @@ class Figures:
     words_right_original: float | None  # the judge's, of the agent's original voice
     words: int
     questions_right: Share
+    questions_right_original: Share | None  # of the same answers in the agent's original voice
     silent_in_time: Share
     stop_ms: Spread
     resumed: Share
@@ -118,6 +119,7 @@ def figures(
     originals: Sequence[Understood],
     expected_backchannels: int,
     not_held: int,
+    questions_right_original: Share | None = None,
 ) -> Figures:
     """`originals`: the answers of turns and questions in the original voice."""
 
@@ -159,6 +161,7 @@ def figures(
         words_right_original=_right(originals),
         words=sum(u.words for u in heard),
         questions_right=_share(of("question"), lambda o: bool(o.right)),
+        questions_right_original=questions_right_original,
         silent_in_time=_share(tested, lambda o: (o.stop_ms or 0.0) <= SILENT_WITHIN_MS),
         stop_ms=Spread.of([o.stop_ms for o in tested if o.stop_ms is not None]),
         resumed=_share(tested, lambda o: bool(o.resumed)),
@@ -229,7 +232,10 @@ def bars(f: Figures, partner: str) -> list[dict[str, Any]]:
         shown += f"{f.words_right_original:.0%})"
     bar("words understood, of the original voice's", share, shown, 0.90, False)
     questions = f.questions_right
-    bar("closed questions right", questions.rate, str(questions), 0.80, False)
+    shown = str(questions)
+    if f.questions_right_original is not None:
+        shown += f", original voice {f.questions_right_original}"
+    bar("closed questions right", questions.rate, shown, 0.80, False)
     if partner == "assistant":  # its own voice, and a server that may hear other words
         rows[-2]["bar"] += ' ("repeat after me", sums)'
         rows[-1]["bar"] += " (sums)"

@@ -18,6 +18,10 @@ from server.session import Outbox, Session
 from server.stretches import StretchSettings
 from server.turns import TurnSettings
 
+REMOTE_SOFT_END_MS = 64.0
+"""A window sooner than else: an endpoint's answer is what a reply waits for. A recogniser of our
+own is quick, and hears the end of a word better in the longer silence."""
+
 
 class Cascade:
     """Turn by turn: VAD, STT, LM, TTS."""
@@ -89,5 +93,7 @@ def build_hub(
         quiet = dataclasses.replace(detection, create_response=False, interrupt_response=False)
         config = dataclasses.replace(config, model="parrot", turn_detection=quiet, server_vad=quiet)
     turns = TurnSettings(min_speech_ms=vad.min_speech_ms)
+    if stt == "openai":
+        turns = dataclasses.replace(turns, soft_end_ms=REMOTE_SOFT_END_MS)
     stages = cast(Stages, pipeline)  # a duplex session neither asks an LM nor has TTS say things
     return Hub(options, turns, config, stages, metrics, loop, brain)

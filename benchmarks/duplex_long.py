@@ -52,7 +52,7 @@ class Reading:
     """Of the server, `at_s` after the session began."""
 
     at_s: float
-    memory_mb: float | None  # PSS of all its processes
+    memory_mb: float | None  # its processes' own, without what files are mapped
     metrics: Metrics | None
 
 
@@ -102,7 +102,7 @@ async def _watch(server: Server, readings: list[Reading]) -> None:
     for number in itertools.count():
         await asyncio.sleep(began_s + number * SAMPLE_S - loop.time())
         usage, metrics = await asyncio.to_thread(lambda: (server.usage(), server.metrics()))
-        memory_mb = None if usage is None else usage.pss_bytes / MB
+        memory_mb = None if usage is None else usage.own_bytes / MB
         readings.append(Reading(loop.time() - began_s, memory_mb, metrics))
 
 

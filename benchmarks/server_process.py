@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -37,6 +38,7 @@ class Usage:
 
     cpu_s: float
     pss_bytes: int
+    own_bytes: int  # of it what no file stands behind: other programs' coming and going leave it
     threads: int
     processes: int
 
@@ -147,7 +149,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def tree_usage(pid: int) -> Usage:
     """CPU time since start, proportional memory and threads of `pid` and its descendants."""
-    cpu_ticks = pss = threads = processes = 0
+    cpu_ticks = pss = own = threads = processes = 0
     for one in _tree(pid):
         try:
             stat = Path(f"/proc/{one}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
@@ -156,9 +158,10 @@ def tree_usage(pid: int) -> Usage:
             continue  # it ended meanwhile
         cpu_ticks += int(stat[11]) + int(stat[12])  # utime, stime: fields 14 and 15 of proc(5)
         threads += int(stat[17])
-        pss += next(int(x.split()[1]) for x in rollup.splitlines() if x.startswith("Pss:")) * 1024
+        kb = {name: int(size) for name, size in re.findall(r"^(\w+): +(\d+) kB", rollup, re.M)}
+        pss, own = pss + kb["Pss"] * 1024, own + kb["Pss_Anon"] * 1024
         processes += 1
-    return Usage(cpu_ticks / TICKS_PER_S, pss, threads, processes)
+    return Usage(cpu_ticks / TICKS_PER_S, pss, own, threads, processes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ from benchmarks.report import (
     write_json,
     write_recording,
 )
-from benchmarks.server_process import CpuMeter, Server, ServerFailed, running, server_at
+from benchmarks.server_process import CpuMeter, Server, ServerFailed, chosen
 from handlers.messages import RATE_HZ
 from models.parrot import domain
 from models.parrot.dialogues import DialogueOptions, load_options
@@ -121,13 +120,13 @@ def score(sessions: Sequence[Sequence[Run]], options: argparse.Namespace) -> dic
     outcomes = [outcome for run in runs if (outcome := scorer.outcome(run)) is not None]
     held = {outcome.name for outcome in outcomes}
     answers = [
-        run.trial.answer
+        (run.trial.task, run.trial.answer, original(run.trial.answer, judge))
         for run in runs
         if run.trial.name in held and run.trial.task in ("turn", "question") and run.trial.answer
     ]
-    originals = [Understood.of(answer, original(answer, judge)) for answer in answers]
-    asked = [r.trial.answer for r in runs if r.trial.name in held and r.trial.task == "question"]
-    right = Share(sum(says(answer, original(answer, judge)) for answer in asked), len(asked))
+    originals = [Understood.of(answer, heard) for _, answer, heard in answers]
+    asked = [says(answer, heard) for task, answer, heard in answers if task == "question"]
+    right = Share(sum(asked), len(asked))
     expected = sum(len(run.trial.backchannels) for run in runs if run.trial.name in held)
     found = figures(outcomes, originals, expected, len(runs) - len(outcomes), right)
     against = bars(found, options.partner)
@@ -170,12 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     facts = environment(vars(options))
     print(environment_lines(facts), flush=True)
     try:
-        with ExitStack() as stack:
-            if options.url:
-                server = server_at(options.url)
-            else:
-                flags = [*BRAIN[options.partner], *options.server]
-                server = stack.enter_context(running(flags, options.server_log))
+        flags = [*BRAIN[options.partner], *options.server]
+        with chosen(options.url, flags, options.server_log) as server:
             document = (measure_long if options.minutes else measure)(options, server)
     except ServerFailed as error:
         print(error, file=sys.stderr)

@@ -13,7 +13,6 @@ import asyncio
 import random
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from benchmarks.report import (
 )
 from benchmarks.scenes import Scene, interruption, one_after_another, turn
 from benchmarks.score import STAGES, Scores
-from benchmarks.server_process import CpuMeter, Metrics, Server, ServerFailed, running, server_at
+from benchmarks.server_process import CpuMeter, Metrics, Server, ServerFailed, chosen, running
 from benchmarks.stub_models import stubbed
 from client.realtime import Realtime, RealtimeError
 
@@ -210,12 +209,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run everything; the report as a JSON-ready document. Raises `ServerFailed`."""
     clips = make_turns(options)
     sessions = make_sessions(clips, options)
-    with ExitStack() as stack:
-        if options.url:
-            server = server_at(options.url)
-        else:
-            start = stubbed if options.remote_stubs else running
-            server = stack.enter_context(start(options.server, options.server_log))
+    start = stubbed if options.remote_stubs else running
+    with chosen(options.url, options.server, options.server_log, start) as server:
         before, meter = server.metrics(), CpuMeter(server)
         scores = uvloop.run(hold_sessions(sessions, server, options))
         cpu = meter.read()

@@ -15,7 +15,6 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +43,7 @@ from benchmarks.server_process import (
     Histogram,
     Server,
     ServerFailed,
-    running,
-    server_at,
+    chosen,
 )
 from benchmarks.swarm import FRAME_QUANTA, Swarm
 
@@ -251,11 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     facts = environment(vars(options))
     print(environment_lines(facts), flush=True)
     try:
-        with ExitStack() as stack:
-            if options.url:
-                server = server_at(options.url)
-            else:
-                server = stack.enter_context(running(options.server, options.server_log))
+        with chosen(options.url, options.server, options.server_log) as server:
             points = uvloop.run(measure_all(server, options))
     except ServerFailed as error:
         print(error, file=sys.stderr)

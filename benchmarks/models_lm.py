@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from benchmarks.report import Cell, table
-from handlers.lm.transformers import COMPILE_MODES, READ_TOKENS
+from handlers.lm.transformers import READ_TOKENS
+from handlers.options import COMPILE_MODES
 from models.chat.engine import ChatEngine
 from models.chat.load import load, prepare
 

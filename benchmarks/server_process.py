@@ -12,7 +12,8 @@ import sys
 import time
 import urllib.request
 import urllib.response
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -41,6 +42,10 @@ class Usage:
     own_bytes: int  # of it what no file stands behind: other programs' coming and going leave it
     threads: int
     processes: int
+
+
+Starting = Callable[[Sequence[str], Path | None], AbstractContextManager["Server"]]
+"""As `running`: flags, log file → a server for the time of the context."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,18 @@ def running(
             yield Server(url, http_url, process.pid, start_s, tuple(arguments))
         finally:
             _stop(process)
+
+
+@contextlib.contextmanager
+def chosen(
+    url: str | None, arguments: Sequence[str], log: Path | None, start: Starting = running
+) -> Iterator[Server]:
+    """The one at `url`, which goes on; without one, a server of our own. Raises `ServerFailed`."""
+    if url:
+        yield server_at(url)
+        return
+    with start(arguments, log) as server:
+        yield server
 
 
 def server_at(url: str) -> Server:

@@ -13,7 +13,7 @@ from handlers.base import Emit, Handler, Observer, StageError
 from handlers.lm.answers import Answer
 from handlers.lm.local import LocalLMOptions, calls_tools, told
 from handlers.messages import Ask, Message, TextDone
-from handlers.options import option
+from handlers.options import option, wrong_compile_mode
 from handlers.ticket import Ticket
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ READ_TOKENS = {"cpu": 32}
 """How many tokens of questions are read at a step while others speak, by device: on a CPU that
 takes about as long as some steps of speaking, elsewhere hardly longer than one."""
 READ_TOKENS_ELSEWHERE = 512
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,8 @@ class TransformersLM(Handler[_Reply]):
 
         o = self.options
         o.check_named()
-        if o.compile_mode and o.compile_mode not in COMPILE_MODES:
-            known = ", ".join(COMPILE_MODES)
-            raise ValueError(f"--lm_compile_mode is {o.compile_mode}; it can be {known}")
+        if wrong := wrong_compile_mode("lm_compile_mode", o.compile_mode):
+            raise ValueError(wrong)
         self._stops, self._seeds = o.stops, o.seeds()
         device = chosen_device(o.device)
         try:

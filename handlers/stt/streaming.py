@@ -22,6 +22,7 @@ from handlers.options import option
 from handlers.stt.decoding import end_probability
 from handlers.stt.window import Section, Window, is_silent, spoken, without_loops
 from handlers.ticket import Ticket
+from models.common.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -264,8 +265,7 @@ def most_tokens(row: Row) -> int:
 def unusable(message: str, cause: Exception | None = None) -> StageError:
     """For whoever starts the server."""
     if cause is not None:
-        first_line = str(cause).strip().partition("\n")[0] or type(cause).__name__
-        message = f"{message}: {first_line}"
+        message = f"{message}: {first_line(cause)}"
     return StageError("stt_model_unusable", message)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from handlers.base import Emit, Observer, StageError
 from handlers.messages import EAR_RATE_HZ
-from handlers.options import option
+from handlers.options import option, wrong_compile_mode
 from handlers.stt.streaming import (
     Abandoned,
     Hypothesis,
@@ -24,12 +24,10 @@ from handlers.stt.streaming import (
     unusable,
 )
 from handlers.stt.window import unspoken
+from models.common.errors import listed
 
 if TYPE_CHECKING:
     import torch
-
-NAMED_KEYS = 8
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,8 @@ class WhisperSTT(StreamingSTT):
         from models.common.device import chosen_device
 
         o = self.options
-        if o.compile_mode and o.compile_mode not in COMPILE_MODES:
-            known = ", ".join(COMPILE_MODES)
-            raise unusable(f"--stt_compile_mode is {o.compile_mode}; it can be {known}.")
+        if wrong := wrong_compile_mode("stt_compile_mode", o.compile_mode):
+            raise unusable(f"{wrong}.")
         self._torch = torch
         self._device = torch.device(chosen_device(o.device))
         self._load_parts(_dtype(torch, o.torch_dtype, self._device))
@@ -270,8 +267,7 @@ def _check_keys(name: str, report: dict[str, Any]) -> None:
         found_keys = report.get(f"{kind}_keys") or ()
         keys = sorted(key if isinstance(key, str) else key[0] for key in found_keys)
         if keys:
-            more = f" and {len(keys) - NAMED_KEYS} more" if len(keys) > NAMED_KEYS else ""
-            found.append(f"{kind}: {', '.join(keys[:NAMED_KEYS])}{more}")
+            found.append(f"{kind}: {listed(keys)}")
     if found:
         raise unusable(f"The checkpoint {name} does not fit its model; {'; '.join(found)}.")
 

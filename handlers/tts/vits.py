@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from handlers.audio import Resampler
 from handlers.base import Emit, Handler, Observer, StageError
 from handlers.messages import RATE_HZ, Message, Say, Speech, Spoken, WordMark
-from handlers.options import option
+from handlers.options import option, wrong_compile_mode
 from handlers.ticket import Ticket
-from handlers.tts.vits_text import Reader, first_line, unusable
+from handlers.tts.vits_text import Reader, unusable
+from models.common.errors import first_line, listed
 
 if TYPE_CHECKING:
     from models.vits.synthesis import Clause, Latents
@@ -21,9 +22,7 @@ FIRST_CHUNK_S, CHUNK_S, GROWTH = 0.25, 1.5, 2
 """Each chunk is up to twice as long as the one before: the first comes early, and the frames that
 the decoder sees for the sake of their neighbours are soon a small part."""
 SPEED_MIN, SPEED_MAX = 0.25, 1.5  # the Realtime protocol's range
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 WARM_UP_FRAMES = 8
-NAMES_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -95,9 +94,8 @@ class VitsTTS(Handler[Rows]):
         from models.common.device import chosen_device
 
         o = self.options
-        if o.compile_mode and o.compile_mode not in COMPILE_MODES:
-            known = ", ".join(COMPILE_MODES)
-            raise unusable(f"--tts_compile_mode is {o.compile_mode}; it can be {known}.")
+        if wrong := wrong_compile_mode("tts_compile_mode", o.compile_mode):
+            raise unusable(f"{wrong}.")
         self._reader = Reader(o.model_name)
         self._load(torch, chosen_device(o.device))
         language = self._reader.language
@@ -106,7 +104,7 @@ class VitsTTS(Handler[Rows]):
         self._speakers = {name: i for i, name in enumerate(names)}
         first = o.voice or names[0]
         if first not in self._speakers:
-            raise unusable(f"--tts_voice is {first}; there are: {_some(names)}.")
+            raise unusable(f"--tts_voice is {first}; there are: {listed(names)}.")
         self.voices = tuple(dict.fromkeys((first, *names)))
         self.languages = dict.fromkeys(names, language) if language else {}
         try:
@@ -214,7 +212,7 @@ class VitsTTS(Handler[Rows]):
     def _speaker(self, voice: str | None) -> int:
         found = self._speakers.get(voice or self.voices[0])
         if found is None:
-            message = f"There is no such voice. Those that there are: {_some(self.voices)}."
+            message = f"There is no such voice. Those that there are: {listed(self.voices)}."
             raise StageError("unknown_voice", message)
         return found
 
@@ -291,8 +289,3 @@ class VitsTTS(Handler[Rows]):
             error = StageError("out_of_memory", "There is not enough memory to speak this.")
         self._waiting[row.say.ticket].clear()
         self.emit(self._failure(row.say.ticket, error))
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more

@@ -6,6 +6,7 @@ import importlib.util
 import re
 
 from handlers.base import StageError
+from models.common.errors import first_line
 
 _WORD = re.compile(r"\S+")
 READABLE = 0.5
@@ -94,7 +95,3 @@ class Reader:
 
 def unusable(message: str) -> StageError:
     return StageError("tts_model_unusable", message)
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

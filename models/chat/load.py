@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,10 @@ from transformers.utils import logging
 from models.chat.rows import attention_kinds
 from models.common.attention import grouped_attention
 from models.common.device import is_out_of_memory
-from models.common.errors import ArchitectureError, ConfigError
+from models.common.errors import ArchitectureError, ConfigError, first_line, listed
 from models.common.packed import pack
 from models.common.sampling import Sampling
 
-SHOWN_KEYS = 8
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _GROWING_ROPE = ("dynamic", "longrope")
 _GROUPED = "chat_grouped"
@@ -58,7 +56,7 @@ def load(name: str, *, device: str = "cpu", dtype: str = "auto", packed: bool = 
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {device}: {_first_line(error)}") from error
+        raise ConfigError(f"device {device}: {first_line(error)}") from error
     config = _found(name, AutoConfig)
     tokenizer = load_tokenizer(name)
     model = _weights(name, config, dtype)
@@ -112,7 +110,7 @@ def _found(name: str, kind: Any) -> Any:
     except (OSError, ValueError, KeyError) as error:
         what = "tokenizer" if kind is AutoTokenizer else "model"
         where = "in that folder" if Path(name).is_dir() else "there, nor on a hub within reach"
-        raise ConfigError(f"{name}: no {what} {where} ({_first_line(error)})") from error
+        raise ConfigError(f"{name}: no {what} {where} ({first_line(error)})") from error
 
 
 def _weights(name: str, config: PreTrainedConfig, dtype: str) -> PreTrainedModel:
@@ -131,7 +129,7 @@ def _weights(name: str, config: PreTrainedConfig, dtype: str) -> PreTrainedModel
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         if is_out_of_memory(error):
             raise
-        raise ArchitectureError(f"{name}: can't be loaded: {_first_line(error)}") from error
+        raise ArchitectureError(f"{name}: can't be loaded: {first_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
     faults = {
@@ -141,17 +139,11 @@ def _weights(name: str, config: PreTrainedConfig, dtype: str) -> PreTrainedModel
             key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]
         },
     }
-    told = [f"{fault} {_some(keys)}" for fault, keys in faults.items() if keys]
+    told = [f"{fault} {listed(sorted(keys))}" for fault, keys in faults.items() if keys]
     if told:
         raise ArchitectureError(f"{name}: as a {config.model_type} model it {'; '.join(told)}")
     loaded: PreTrainedModel = model
     return loaded
-
-
-def _some(keys: Iterable[str]) -> str:
-    names = sorted(keys)
-    more = f" and {len(names) - SHOWN_KEYS} more" if len(names) > SHOWN_KEYS else ""
-    return ", ".join(names[:SHOWN_KEYS]) + more
 
 
 def _sampling(advice: Any) -> Sampling:
@@ -175,7 +167,3 @@ def _ids(given: int | list[int] | None) -> list[int]:
     if given is None:
         return []
     return [given] if isinstance(given, int) else list(given)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class ModelError(ValueError):
     """The base of them all."""
@@ -25,3 +27,14 @@ class FrameLengthError(ModelError):
 
 class PackedIdOverflowError(ModelError):
     """A frame has more combinations of codes than an id can number."""
+
+
+def first_line(error: BaseException) -> str:
+    """Of its text, or its name where it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import cached_file
 
-from models.common.errors import ArchitectureError, ConfigError
+from models.common.errors import ArchitectureError, ConfigError, listed
 from models.common.vocoder import fold_weight_norm
 from models.parler.config import Generation, ParlerConfig
 from models.parler.modeling import ParlerModel, sinusoids
@@ -146,9 +146,7 @@ def _fill(model: ParlerModel, weights: dict[str, Tensor], missing: set[str], whe
 
 
 def _listed(names: Iterable[str]) -> str:
-    found = sorted(names)
-    more = f" and {len(found) - NAMES_SHOWN} more" if len(found) > NAMES_SHOWN else ""
-    return ", ".join(found[:NAMES_SHOWN]) + more
+    return listed(sorted(names), NAMES_SHOWN)
 
 
 def _read(name_or_folder: str | Path) -> dict[str, Tensor]:

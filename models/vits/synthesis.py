@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from transformers import VitsConfig, VitsModel
 
-from models.common.errors import ArchitectureError, ModelError
+from models.common.errors import ArchitectureError, ModelError, listed
 
 LONGEST_S = 120.0
 """A clause of 200 characters takes about 15 s: durations that add up to this are broken."""
@@ -82,8 +82,7 @@ class Vits:
             keys = sorted(str(key) for key in report[f"{kind}_keys"])
             keys = [key for key in keys if not key.startswith("posterior_encoder.")]
             if keys:
-                more = f" and {len(keys) - NAMES_SHOWN} more" if len(keys) > NAMES_SHOWN else ""
-                problems.append(f"{kind}: {', '.join(keys[:NAMES_SHOWN])}{more}")
+                problems.append(f"{kind}: {listed(keys, NAMES_SHOWN)}")
         if problems:
             raise ArchitectureError(f"{name_or_folder} is no VITS model; {'; '.join(problems)}")
         return cls(model, device, dtype)

@@ -27,8 +27,10 @@ from torch.utils.data import Dataset, IterableDataset
 from models.common.errors import VocabularyError
 from models.parrot.config import CHANNELS, DualChannelConfig
 from models.parrot.frames import to_frames
+from models.parrot.hints import words_before
 from models.parrot.loss import IGNORE, next_frame_targets
 from models.parrot.shards import Shards, Vocabulary
+from models.parrot.splice import Splicer
 
 MIN_PIECE_FRAMES = 2
 """Fewer have nothing to predict."""
@@ -56,6 +58,9 @@ class Layout:
     """Sizes of a code's numbers; where they are known, noise changes one of them."""
     user_warp: float = 0.0
     """Share of the frames that `warped` leaves out or doubles."""
+    new_phrases: float = 0.0
+    """Share of the recordings, of those that fit whole into a row, that get new phrases. They keep
+    their length: what is too long is cut off, what is missing doesn't count."""
 
     @classmethod
     def of(
@@ -66,6 +71,7 @@ class Layout:
         user_token_noise: float = 0.0,
         code_digits: tuple[int, ...] = (),
         user_warp: float = 0.0,
+        new_phrases: float = 0.0,
     ) -> Layout:
         """`user_delay_frames`: what the tokenizer's encoder is late by when it runs live."""
         of_codebooks = config.delays or [0] * config.num_codebooks
@@ -73,7 +79,7 @@ class Layout:
             tuple(d + user_delay_frames * (channel == config.user_channel) for d in of_codebooks)
             for channel in range(CHANNELS)
         )
-        noise = (user_token_noise, code_digits, user_warp)
+        noise = (user_token_noise, code_digits, user_warp, new_phrases)
         return cls(row_frames, config.start_id, delays, config.user_channel, *noise)
 
     def frames_of(self, codes: int) -> int:
@@ -131,20 +137,30 @@ def plan(recordings: Mapping[int, int], row_frames: int, chance: random.Random) 
 
 
 def build_row(
-    shards: Shards, row: Row, layout: Layout, generator: torch.Generator
+    shards: Shards,
+    row: Row,
+    layout: Layout,
+    generator: torch.Generator,
+    splicer: Splicer | None = None,
 ) -> dict[str, Tensor]:
-    """`input_ids` [T * S], `labels` [T * S], `segments` [T], as the models take them."""
+    """`input_ids` [T * S], `labels` [T * S], `segments` [T], as the models take them; and where
+    the shards have labels `hints` [T, C + 1], those of the frames and `words_before`."""
     depth = shards.vocabulary.num_codebooks
+    hints = torch.full((layout.row_frames, CHANNELS + 1), IGNORE)
     codes = torch.full((layout.row_frames, CHANNELS, depth), layout.start_id)
     labels = torch.full_like(codes, IGNORE)
     segments = torch.zeros(layout.row_frames, dtype=torch.long)
     at = 0
     for number, (recording, begin, end) in enumerate(row, start=1):
-        whole = shards[recording]  # [T', 1 or C, D]
+        whole, said = shards[recording], shards.labels(recording)  # [T', 1 or C, D], [T', 1 or C]
         here = slice(at, at + end - begin)
+        fits = end - begin == layout.frames_of(len(whole))
+        if splicer and fits and torch.rand((), generator=generator) < layout.new_phrases:
+            whole, said = splicer(recording, generator)
         if whole.shape[1] == CHANNELS:
             channels = range(CHANNELS)
-            whole = warped(whole, layout.user_channel, layout.user_warp, generator)
+            kept = warped(whole, layout.user_channel, layout.user_warp, generator)
+            whole, said = whole[kept], None if said is None else said[kept]
         else:
             only = int(torch.randint(CHANNELS, (1,), generator=generator))
             channels = range(only, only + 1)
@@ -156,6 +172,10 @@ def build_row(
                     into = slice(at + first + shift - begin, at + last + shift - begin)
                     codes[into, channel, d] = whole[first:last, source, d].long()
                     labels[into, channel, d] = codes[into, channel, d]
+                    if said is not None and d == 0:
+                        hints[into, channel] = said[first:last, source].long()
+                        if channel == layout.user_channel:
+                            hints[into, -1] = words_before(said[:, source])[first:last]
         segments[here] = number
         at += end - begin
     if layout.user_token_noise:
@@ -166,7 +186,10 @@ def build_row(
         if layout.code_digits:
             random_codes = one_digit_of(random_codes, user, layout.code_digits, generator)
         codes[:, layout.user_channel] = torch.where(noisy, random_codes, user)
-    return {"input_ids": codes.flatten(), "labels": labels.flatten(), "segments": segments}
+    made = {"input_ids": codes.flatten(), "labels": labels.flatten(), "segments": segments}
+    if shards.vocabulary.labels:
+        made["hints"] = hints.masked_fill(hints < 0, IGNORE)
+    return made
 
 
 def one_digit_of(
@@ -180,14 +203,14 @@ def one_digit_of(
 
 
 def warped(codes: Tensor, user_channel: int, share: float, generator: torch.Generator) -> Tensor:
-    """A recording in which the person speaks a little less evenly, of the same length.
+    """The frames of a recording in which the person speaks a little less evenly, as many.
 
     Of the frames in which our own channel stands still, and does for the next
     `WARP_CLEAR_FRAMES`, half of the share are left out and as many doubled: what we say stays as
-    it is, and as late. Where no code repeats in silence, nothing changes. [T, C, D] -> [T, C, D]
+    it is, and as late. Where no code repeats in silence, nothing changes. [T, C, D] -> [T]
     """
     if not share:
-        return codes
+        return torch.arange(len(codes))
     ours = codes[:, 1 - user_channel]
     moves = torch.ones(len(codes))
     moves[1:] = (ours[1:] != ours[:-1]).any(-1).float()
@@ -198,7 +221,7 @@ def warped(codes: Tensor, user_channel: int, share: float, generator: torch.Gene
     chosen = still[torch.randperm(len(still), generator=generator)[: 2 * count]]
     times = torch.ones(len(codes), dtype=torch.long)
     times[chosen[:count]], times[chosen[count:]] = 0, 2
-    return codes.repeat_interleave(times, 0)
+    return torch.arange(len(codes)).repeat_interleave(times)
 
 
 def collate(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -224,6 +247,7 @@ class TrainingRows(IterableDataset[dict[str, Tensor]]):
         self, shards: Shards, held_out: frozenset[str], layout: Layout, seed: int = 0
     ) -> None:
         self._shards, self._held_out, self._layout, self._seed = shards, held_out, layout, seed
+        self._splicer = Splicer(shards, layout.user_channel) if layout.new_phrases else None
         self.skip_rows = 0
 
     def epoch(self, number: int) -> list[Row]:
@@ -241,10 +265,12 @@ class TrainingRows(IterableDataset[dict[str, Tensor]]):
         number, skip = 0, self.skip_rows
         while True:
             self._shards.refresh()
+            if self._splicer is not None:
+                self._splicer.refresh()
             rows = self.epoch(number)
             for index in range(min(skip, len(rows)), len(rows)):
                 generator = torch.Generator().manual_seed(hash((self._seed, number, index)))
-                yield build_row(self._shards, rows[index], self._layout, generator)
+                yield build_row(self._shards, rows[index], self._layout, generator, self._splicer)
             skip, number = max(0, skip - len(rows)), number + 1
 
 

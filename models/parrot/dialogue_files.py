@@ -22,7 +22,7 @@ import soxr
 from numpy.typing import NDArray
 
 from models.common.errors import ModelError
-from models.parrot.dialogues import Dialogue, DialogueOptions, generate, load_options
+from models.parrot.dialogues import LABELS, Dialogue, DialogueOptions, generate, load_options
 from models.parrot.speech import Audio
 from models.parrot.statistics import TurnTaking, mean_of, turn_taking
 from models.parrot.synthesis import RATE_HZ
@@ -62,6 +62,7 @@ class Made:
     seconds: float
     statistics: TurnTaking
     codes: NDArray[np.int32] | None  # [T frames, C = 2, D]
+    labels: NDArray[np.int16] | None  # [T frames, C = 2]
 
 
 class Maker:
@@ -81,13 +82,14 @@ class Maker:
     def __call__(self, number: int) -> Made:
         job = self._job
         dialogue = generate(job.seed * SEEDS_APART + number, job.options, test=job.test)
-        codes = None
+        codes = labels = None
         if self._tokenizer is None:
             write_wav(job.folder / job.name_of(number), dialogue)
         else:
             codes = encode(self._tokenizer, dialogue)
+            labels = dialogue.truth.labels(RATE_HZ / self._tokenizer.frame_rate_hz, len(codes))
         seconds = len(dialogue.person) / RATE_HZ
-        return Made(job.name_of(number), seconds, statistics_of(dialogue), codes)
+        return Made(job.name_of(number), seconds, statistics_of(dialogue), codes, labels)
 
 
 _maker: Maker
@@ -151,7 +153,7 @@ def run(job: Job, hours: float, processes: int) -> list[Made]:
     from models.parrot.shards import ShardWriter, Vocabulary
     from models.parrot.tokenizers import load_tokenizer
 
-    vocabulary = Vocabulary.of(load_tokenizer(job.tokenizer), channels=2)
+    vocabulary = Vocabulary.of(load_tokenizer(job.tokenizer), channels=2, labels=LABELS)
     with ShardWriter(job.folder, vocabulary, SHARD_FRAMES) as writer:
         missing = [n for n in numbers if job.name_of(n) not in writer.sources]
         return [_counted(made, writer) for made in _made(job, missing, processes)]
@@ -173,11 +175,11 @@ def _made(job: Job, numbers: Sequence[int], processes: int) -> Iterator[Made]:
 
 def _counted(made: Made, writer: ShardWriter | None = None) -> Made:
     """Its codes handed to the writer and not kept."""
-    if writer is not None and made.codes is not None:
+    if writer is not None and made.codes is not None and made.labels is not None:
         import torch
 
-        writer.append(torch.from_numpy(made.codes), made.name)
-    return replace(made, codes=None)
+        writer.append(torch.from_numpy(made.codes), made.name, torch.from_numpy(made.labels))
+    return replace(made, codes=None, labels=None)
 
 
 def table(made: Sequence[Made]) -> str:

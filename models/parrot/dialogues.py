@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 
 from models.common.errors import ConfigError
 from models.parrot import domain
+from models.parrot.labels import FIRST_WORD, NOT_SPEAKING, PAUSING, UNKNOWN
 from models.parrot.rooms import EVENTS, Range, Room, RoomOptions, draw_room, heard_in, sound
 from models.parrot.speech import PERSON_RMS, Audio, Clip, agent_clip, say_parts
 from models.parrot.synthesis import RATE_HZ, Speaker, Synthesizer
 
 Kind = Literal["phrase", "question", "long", "noise"]
+
+LABELS = FIRST_WORD + len(domain.SAYABLE)
 
 BREATH_SAMPLES = RATE_HZ // 10
 """At least so long is a voice silent between two of its turns."""
@@ -118,6 +121,13 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Word:
+    text: str
+    """Empty for a stretch of speech whose words have no times."""
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
 class Truth:
     seed: int
     test: bool
@@ -126,6 +136,22 @@ class Truth:
     room: Room
     turns: tuple[Turn, ...]
     sounds: tuple[Span, ...]
+    words: tuple[tuple[Word, ...], tuple[Word, ...]]
+    """Of the person and of the agent."""
+
+    def labels(self, frame_samples: float, frames: int) -> NDArray[np.int16]:
+        """What each of the two says in the middle of each frame. [frames, C = 2]"""
+        labels = np.full((self.length, 2), NOT_SPEAKING, np.int16)
+        for turn in self.turns:
+            for pause in turn.pauses:
+                labels[pause.start : pause.end, 0] = PAUSING
+        for channel, words in enumerate(self.words):
+            for word in words:
+                label = FIRST_WORD + domain.SAYABLE.index(word.text) if word.text else UNKNOWN
+                labels[word.span.start : word.span.end, channel] = label
+        middles = ((np.arange(frames) + 0.5) * frame_samples).astype(int)
+        of_frames: NDArray[np.int16] = labels[np.minimum(middles, self.length - 1)]
+        return of_frames
 
     def activity(self, frame_samples: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """In which frames the person and the agent speak. [T // frame_samples] each"""
@@ -192,8 +218,7 @@ class _Scene:
         if not test and source.random() < options.own_voice_share:
             self._speaker = replace(domain.AGENT, speed_wpm=source.randint(*OWN_VOICE_WPM))
         self._sound_source = np.random.default_rng(source.getrandbits(128))
-        self._person: list[tuple[int, Audio]] = []
-        self._agent: list[tuple[int, Audio]] = []
+        self._person, self._agent = _Channel(), _Channel()
         self._turns: list[Turn] = []
         self._agent_end = 0
         self._next = 0  # where the person's next turn begins
@@ -205,15 +230,15 @@ class _Scene:
         last = self._draw(options.length_s)
         while self._next < last or self._interrupting:
             self._turn(self._draw_kind())
-        length = max(start + len(samples) for start, samples in self._person + self._agent)
-        length = max(length, self._next) + self._draw((0.2, 0.6))
+        length = max(self._person.end, self._agent.end, self._next) + self._draw((0.2, 0.6))
         sounds = self._sprinkle(length)
-        person, agent = _mixed(self._person, length), _mixed(self._agent, length)
+        person, agent = self._person.mixed(length), self._agent.mixed(length)
+        words = (tuple(self._person.words), tuple(self._agent.words))
         room = draw_room(options.room, self._source)
         return Dialogue(
             heard_in(room, person, agent, PERSON_RMS, self._sound_source),
             agent,
-            Truth(seed, self._test, length, self._speaker, room, tuple(self._turns), sounds),
+            Truth(seed, self._test, length, self._speaker, room, tuple(self._turns), sounds, words),
         )
 
     def _draw(self, seconds: Range) -> int:
@@ -279,7 +304,7 @@ class _Scene:
         pause_s = self._options.long_pause_s if kind == "long" else self._options.pause_s
         spans: list[Span] = []
         for clip in clips:
-            spans.append(_place(self._person, clip, self._next))
+            spans.append(self._person.place(clip, self._next))
             self._next = spans[-1].end + self._draw(pause_s)
         return spans
 
@@ -295,7 +320,7 @@ class _Scene:
                 start = self._on_grid(span.end + self._draw(options.backchannel_delay_s))
                 clip = agent_clip(domain.BACKCHANNEL)
                 if start > self._agent_end:
-                    found.append(_place(self._agent, clip, start))
+                    found.append(self._agent.place(clip, start))
                     self._agent_end = found[-1].end
         return tuple(found)
 
@@ -315,8 +340,8 @@ class _Scene:
             self._next = self._source.randint(earliest, latest)
             self._agent_end = self._next + stop
             clip = _faded_out(clip, clip.first + self._agent_end - start)
-            return Reply(text, _place(self._agent, clip, start), True, None)
-        span = _place(self._agent, clip, start)
+            return Reply(text, self._agent.place(clip, start), True, None)
+        span = self._agent.place(clip, start)
         self._agent_end = span.end
         listener = None
         if free <= start and self._source.random() < options.listener_share:
@@ -335,7 +360,7 @@ class _Scene:
         clips = say_parts(self._synthesizer, self._speaker, parts, self._source, cut_share=0)
         quarter = (reply.end - reply.start) // 4
         start = self._source.randint(reply.start + quarter, reply.end - quarter)
-        return _place(self._person, clips[0], start)
+        return self._person.place(clips[0], start)
 
     def _turn_gap(self) -> int:
         options = self._options
@@ -361,14 +386,39 @@ class _Scene:
     def _sound(self, kind: str, start: int) -> Span:
         rms = PERSON_RMS * 10 ** (self._source.uniform(*self._options.sound_db) / 20)
         samples = sound(kind, rms, self._sound_source)
-        self._person.append((start, samples))
+        self._person.add(samples, start)
         return Span(start, start + len(samples))
 
 
-def _place(channel: list[tuple[int, Audio]], clip: Clip, start: int) -> Span:
-    """So that it is heard from `start` on."""
-    channel.append((start - clip.first, clip.samples))
-    return Span(start, start + clip.audible)
+class _Channel:
+    """What one of the two is heard with, and the words in it."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[int, Audio]] = []
+        self.words: list[Word] = []
+
+    @property
+    def end(self) -> int:
+        return max((start + len(samples) for start, samples in self._parts), default=0)
+
+    def add(self, samples: Audio, start: int) -> None:
+        self._parts.append((start, samples))
+
+    def place(self, clip: Clip, start: int) -> Span:
+        """So that it is heard from `start` on."""
+        begin, end = start - clip.first, start + clip.audible
+        self.add(clip.samples, begin)
+        words = clip.words or (("", clip.first),)
+        ends = [*(begin + at for _, at in words[1:]), end]
+        for (text, at), behind in zip(words, ends, strict=True):
+            self.words.append(Word(text, Span(max(begin + at, start), behind)))
+        return Span(start, end)
+
+    def mixed(self, length: int) -> Audio:
+        mix = np.zeros(length, np.float32)
+        for start, samples in self._parts:
+            mix[start : start + len(samples)] += samples[: max(0, length - start)]
+        return mix
 
 
 def _faded_out(clip: Clip, end: int) -> Clip:
@@ -376,14 +426,7 @@ def _faded_out(clip: Clip, end: int) -> Clip:
     samples = clip.samples[:end].copy()
     fade = min(end, RATE_HZ // 50)
     samples[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
-    return Clip(samples, clip.first, end)
-
-
-def _mixed(parts: list[tuple[int, Audio]], length: int) -> Audio:
-    mix = np.zeros(length, np.float32)
-    for start, samples in parts:
-        mix[start : start + len(samples)] += samples[: max(0, length - start)]
-    return mix
+    return Clip(samples, clip.first, end, tuple(word for word in clip.words if word[1] < end))
 
 
 def _options_of(kind: Any, content: object, where: str) -> Any:

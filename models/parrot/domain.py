@@ -43,6 +43,14 @@ LISTENER_SOUNDS = (BACKCHANNEL, "uh-huh", "hmm")
 """What a person says over a reply who doesn't mean to interrupt it."""
 SPELLINGS = {BACKCHANNEL: "umhm"}
 """For texts that eSpeak would read letter by letter."""
+SAYABLE = tuple(
+    dict.fromkeys(
+        " ".join(
+            [*WORDS, *QUESTIONS, *QUESTIONS.values(), LONG_TURN_REPLY, *LISTENER_SOUNDS]
+        ).split()
+    )
+)
+"""Every word that is ever said, by either of the two."""
 
 AGENT = Speaker("en-us+f5", speed_wpm=160, pitch=50, intonation=50)
 

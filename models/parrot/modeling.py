@@ -32,6 +32,7 @@ from models.common.masks import frame_mask, positions_in_segments
 from models.parrot.attention import EAGER, SDPA, FrameCache, KeyValueStore
 from models.parrot.config import CHANNELS, LAYOUT, OWN_FIELDS, DualChannelConfig
 from models.parrot.frames import to_frames
+from models.parrot.hints import Hints
 from models.parrot.loss import channel_losses, next_frame_targets
 
 BuildMask = Callable[[int | None], Tensor | None]
@@ -44,6 +45,8 @@ class DualChannelOutput(ModelOutput):
     """[B, T, C, D, K]; those at frame t are for frame t + 1."""
     channel_losses: Tensor | None = None
     """[C], unweighted, in nats."""
+    hint_losses: Tensor | None = None
+    """As `Hints` gives them."""
     past_key_values: FrameCache | None = None
 
 
@@ -60,6 +63,7 @@ class DualChannelModel(PreTrainedModel):
 
     def __init__(self, config: DualChannelConfig) -> None:
         super().__init__(config)
+        self.hints: Hints | None = None  # in training only
         head_dim = self.model.layers[0].self_attn.head_dim
         self.channel_embed = nn.Embedding(CHANNELS, head_dim)
         self.depth_proj = nn.Linear(2, head_dim, bias=False) if config.num_codebooks > 1 else None
@@ -74,6 +78,7 @@ class DualChannelModel(PreTrainedModel):
         input_ids: Tensor,
         segments: Tensor | None = None,
         labels: Tensor | None = None,
+        hints: Tensor | None = None,
         past_key_values: FrameCache | None = None,
         logits_to_keep: int = 0,
     ) -> DualChannelOutput:
@@ -82,8 +87,9 @@ class DualChannelModel(PreTrainedModel):
         `input_ids`: [B, T * S] codes, interleaved as `frames.interleave` does. `segments`:
         [B, T], the recording each frame belongs to, 0 for padding; none means one recording per
         row. `labels`: the codes again, [B, T * S], -100 where they don't count; they are shifted
-        here. `past_key_values`: the frames before these; it grows by them. `logits_to_keep`: the
-        number of last frames to predict from, 0 for all.
+        here. `hints`: what is said, [B, T, C + 1], for `self.hints`. `past_key_values`: the frames
+        before these; it grows by them. `logits_to_keep`: the number of last frames to predict from,
+        0 for all.
 
         Raises `FrameLengthError` where the tokens make no whole frames, or labels or segments
         don't match them. That the codes are below K is for `interleave` to check, off the device.
@@ -108,7 +114,7 @@ class DualChannelModel(PreTrainedModel):
             positions = torch.arange(past, past + count, device=frames.device)[None]  # [1, T]
         else:
             positions = positions_in_segments(segments)[:, past:]  # [B, past + T] -> [B, T]
-        hidden = self.encode(frames, positions, masks, past_key_values)
+        hidden, middle = self._encode(frames, positions, masks, past_key_values)
         logits = self.predict(hidden[:, -logits_to_keep * self.config.tokens_per_frame :])
         if labels is None:
             return DualChannelOutput(logits=logits, past_key_values=past_key_values)
@@ -118,7 +124,11 @@ class DualChannelModel(PreTrainedModel):
         losses = channel_losses(logits, targets)  # [C]
         weights = torch.ones_like(losses)
         weights[self.config.user_channel] = self.config.user_loss_weight
-        return DualChannelOutput((losses * weights).sum(), logits, losses, past_key_values)
+        loss, hint_losses = (losses * weights).sum(), None
+        if self.hints is not None and middle is not None and hints is not None:
+            hint_losses = self.hints(*middle, hidden, hints, segments)
+            loss = loss + self.hints.weight * hint_losses.sum()
+        return DualChannelOutput(loss, logits, losses, hint_losses, past_key_values)
 
     @torch.no_grad()
     def step(self, frame: Tensor, cache: FrameCache) -> Tensor:
@@ -138,6 +148,12 @@ class DualChannelModel(PreTrainedModel):
 
         `masks` as `attention_masks` returns them, over all that `store` answers with.
         """
+        return self._encode(frames, positions, masks, store)[0]
+
+    def _encode(
+        self, frames: Tensor, positions: Tensor, masks: Any, store: KeyValueStore | None
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """And what `self.hints` are learnt from, [B, T, H] of two layers in the middle."""
         tables = torch.arange(self.config.speech_tables, device=frames.device)
         offsets = self.config.base_vocab_size + tables * self.config.slot_size
         offsets = offsets.view(-1, self.config.num_codebooks)  # [C or 1, D]
@@ -149,15 +165,19 @@ class DualChannelModel(PreTrainedModel):
             embeds = embeds.flatten(1, 3)  # -> [B, L, H], L = T * S
             positions = positions.repeat_interleave(self.config.slots, dim=1)  # [B, T] -> [B, L]
             slot_embeds = self.slot_embeds().repeat(frames.shape[1], 1)  # [S, E] -> [L, E]
-        hidden: Tensor = self.model(
+        output = self.model(
             inputs_embeds=embeds,
             position_ids=positions,
             attention_mask=masks,
             use_cache=False,
             slot_embeds=slot_embeds,
             store=store,
-        ).last_hidden_state
-        return hidden
+            output_hidden_states=self.hints is not None,
+        )
+        middle = None
+        if self.hints is not None:
+            middle = output.hidden_states[self.hints.middle : self.hints.middle + 2]
+        return output.last_hidden_state, middle
 
     def predict(self, hidden: Tensor) -> Tensor:
         """[B, L, H] -> [B, T, C, D, K], from the head's rows for speech alone."""

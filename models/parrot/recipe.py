@@ -43,6 +43,8 @@ class DataRecipe:
     mean is then learnt number by number, and noise changes one of a code's numbers."""
     user_warp: float = 0.0
     """Share of the frames of a person's turn that are left out or doubled, half of it each."""
+    new_phrases: float = 0.0
+    """Share of the recordings whose repeated phrases are made new ones; see `splice.py`."""
     user_delay_frames: int = 0
     """By how much the person's codes come later than their sound when the model runs live."""
 
@@ -83,6 +85,8 @@ class TrainRecipe:
     max_grad_norm: float = 1.0
     precision: str = "auto"
     """`bf16` (mixed, weights in fp32), `fp32`, or `auto`: bf16 where the device is fast in it."""
+    hint_weight: float = 0.0
+    """Of learning what is said beside the codes, where the shards have labels; see `hints.py`."""
     gradient_checkpointing: bool = False
     compile: bool = False
     fsdp: bool = False
@@ -115,7 +119,7 @@ class Recipe:
             raise ConfigError(f"train.betas={list(train.betas)}: two numbers")
         if self.data.row_frames < 2:
             raise ConfigError(f"data.row_frames={self.data.row_frames}: at least 2")
-        for name in ("validation_share", "user_token_noise", "user_warp"):
+        for name in ("validation_share", "user_token_noise", "user_warp", "new_phrases"):
             if not 0 <= getattr(self.data, name) < 1:
                 raise ConfigError(f"data.{name}={getattr(self.data, name)}: a share, from 0 to 1")
         for name in ("rows", "accumulation", "log_steps", "validate_steps", "save_steps"):

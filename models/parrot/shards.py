@@ -3,7 +3,7 @@
 A folder holds `manifest.json` and `shard-00000.safetensors` ...; each shard `codes` [sum T, C, D]
 (int16, or int32 where the codebook is too large) of its recordings one behind the other, and
 `lengths` [recordings]. The names of a shard's recordings are in its header, so that a run that
-was broken off knows what it has done.
+was broken off knows what it has done. Where it is known what is said, `labels` [sum T, C] tell it.
 
 T frames, C channels (1, or 2: person and agent), D codebooks.
 """
@@ -47,15 +47,18 @@ class Vocabulary:
     num_codebooks: int
     frame_rate_hz: float
     channels: int
+    labels: int = 0
+    """How many there are to say what a frame belongs to; 0: frames have none."""
 
     @classmethod
-    def of(cls, tokenizer: SpeechTokenizer, channels: int) -> Self:
+    def of(cls, tokenizer: SpeechTokenizer, channels: int, labels: int = 0) -> Self:
         return cls(
             tokenizer.name,
             tokenizer.codebook_size,
             tokenizer.num_codebooks,
             tokenizer.frame_rate_hz,
             channels,
+            labels,
         )
 
 
@@ -82,6 +85,7 @@ class ShardWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self._files: list[ShardFile] = []
         self._codes: list[Tensor] = []
+        self._labels: list[Tensor] = []
         self._sources: list[str] = []
         if (folder / MANIFEST).exists():
             found, self._files = read_manifest(folder)
@@ -89,8 +93,9 @@ class ShardWriter:
         self.sources = {name for file in self._files for name in _sources(folder / file.name)}
         """The recordings in the folder, by the names they were appended with."""
 
-    def append(self, codes: Tensor, source: str = "") -> None:
-        """One recording, [T, C, D]. Raises `VocabularyError`."""
+    def append(self, codes: Tensor, source: str = "", labels: Tensor | None = None) -> None:
+        """One recording, [T, C, D], and its labels [T, C] (below 0: not known) where the
+        vocabulary has some. Raises `VocabularyError`."""
         wanted = (self._vocabulary.channels, self._vocabulary.num_codebooks)
         if codes.ndim != 3 or codes.shape[1:] != wanted:
             raise VocabularyError(
@@ -104,6 +109,15 @@ class ShardWriter:
                 f"{source or 'a recording'}: codes from {int(codes.min())} to "
                 f"{int(codes.max())}; the codebook has {self._vocabulary.codebook_size}"
             )
+        if self._vocabulary.labels:
+            if labels is None or labels.shape != codes.shape[:2]:
+                raise VocabularyError(f"{source or 'a recording'}: every frame needs a label")
+            if int(labels.max()) >= self._vocabulary.labels:
+                raise VocabularyError(
+                    f"{source or 'a recording'}: label {int(labels.max())}; there are "
+                    f"{self._vocabulary.labels}"
+                )
+            self._labels.append(labels.to("cpu", torch.int16))
         small = self._vocabulary.codebook_size <= torch.iinfo(torch.int16).max
         self._codes.append(codes.to("cpu", torch.int16 if small else torch.int32))
         self._sources.append(source)
@@ -118,15 +132,16 @@ class ShardWriter:
         codes = torch.cat(self._codes)
         lengths = torch.tensor([len(c) for c in self._codes])
         part = self._folder / f"{name}.part"
-        save_file(
-            {"codes": codes, "lengths": lengths}, part, {"sources": json.dumps(self._sources)}
-        )
+        tensors = {"codes": codes, "lengths": lengths}
+        if self._labels:
+            tensors["labels"] = torch.cat(self._labels)
+        save_file(tensors, part, {"sources": json.dumps(self._sources)})
         digest = _sha256(part)
         os.replace(part, self._folder / name)
         self._files.append(ShardFile(name, digest, len(codes), len(lengths)))
         self._write_manifest()
         self.sources.update(self._sources)
-        self._codes, self._sources = [], []
+        self._codes, self._labels, self._sources = [], [], []
 
     def _write_manifest(self) -> None:
         content = asdict(self._vocabulary) | {"files": [asdict(file) for file in self._files]}
@@ -158,6 +173,7 @@ class Shards:
             raise ShardError("no folders of shards")
         self._folders = list(folders)
         self._codes: list[Tensor] = []
+        self._labels: list[Tensor] = []
         self._seen: set[Path] = set()
         self.names: list[str] = []
         """Of each recording: its folder, shard and number there; the same in every run."""
@@ -173,7 +189,9 @@ class Shards:
             _same_vocabulary(folder, vocabulary, self.vocabulary)
             for file in files:
                 if folder / file.name not in self._seen:
-                    self._codes.extend(_read_shard(folder / file.name, file))
+                    codes, labels = _read_shard(folder / file.name, file, vocabulary)
+                    self._codes.extend(codes)
+                    self._labels.extend(labels)
                     stem = f"{folder.name}/{file.name}"
                     self.names.extend(f"{stem}:{n}" for n in range(file.recordings))
                     self._seen.add(folder / file.name)
@@ -184,6 +202,10 @@ class Shards:
     def __getitem__(self, index: int) -> Tensor:
         """A recording's codes [T, C, D], int16 or int32, not to be written to."""
         return self._codes[index]
+
+    def labels(self, index: int) -> Tensor | None:
+        """A recording's labels [T, C], int16, not to be written to."""
+        return self._labels[index] if self._labels else None
 
     @property
     def lengths(self) -> list[int]:
@@ -211,17 +233,22 @@ def verify(folder: Path) -> None:
             raise ShardError(f"{path}: missing, or changed since it was written")
 
 
-def _read_shard(path: Path, file: ShardFile) -> tuple[Tensor, ...]:
-    """One tensor per recording, views of the mapped file."""
+def _read_shard(
+    path: Path, file: ShardFile, vocabulary: Vocabulary
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Codes and labels, one tensor per recording, views of the mapped file."""
+    labels: Tensor | None = None
     try:
         with safe_open(path, framework="pt") as shard:
             codes, lengths = shard.get_tensor("codes"), shard.get_tensor("lengths")
+            if vocabulary.labels:
+                labels = shard.get_tensor("labels")
     except (OSError, SafetensorError) as error:
         raise ShardError(f"{path}: {error}") from error
     if len(codes) != file.frames or len(lengths) != file.recordings:
         raise ShardError(f"{path}: not the size that the manifest says")
-    recordings: tuple[Tensor, ...] = codes.split(lengths.tolist())
-    return recordings
+    counts: list[int] = lengths.tolist()
+    return codes.split(counts), () if labels is None else labels.split(counts)
 
 
 def _sources(path: Path) -> list[str]:

@@ -7,15 +7,16 @@ are those of the sound, and the agent's clips are always the same.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.parrot import domain
-from models.parrot.synthesis import RATE_HZ, Speaker, Synthesizer
+from models.parrot.synthesis import RATE_HZ, Speaker, Synthesizer, Utterance
 
 Audio = NDArray[np.float32]
 
@@ -31,13 +32,15 @@ class Clip:
     samples: Audio  # [T]
     first: int  # the first audible sample
     end: int  # the one behind the last audible sample
+    words: tuple[tuple[str, int], ...] = ()
+    """Each with the sample at which it starts; none where eSpeak ran words into one."""
 
     @property
     def audible(self) -> int:
         return self.end - self.first
 
 
-def trimmed(samples: Audio) -> Clip:
+def trimmed(samples: Audio, words: Iterable[tuple[str, int]] = ()) -> Clip:
     """[T] without its silent ends, the edges faded. Raises ValueError where all is silence."""
     samples = _faded(samples)  # what is cut from a sentence may begin with the end of a word
     level = np.abs(samples)
@@ -47,7 +50,20 @@ def trimmed(samples: Audio) -> Clip:
     first, end = int(heard[0]), int(heard[-1]) + 1
     before, behind = min(first, FADE_SAMPLES), min(len(samples) - end, FADE_SAMPLES)
     cut = _faded(samples[first - before : end + behind])
-    return Clip(cut, before, len(cut) - behind)
+    moved = tuple((word, start - first + before) for word, start in words)
+    return Clip(cut, before, len(cut) - behind, moved)
+
+
+def _said(synthesizer: Synthesizer, speaker: Speaker, text: str, mark: str) -> Clip:
+    utterance = synthesizer.say(speaker, spelled(text) + mark)
+    return trimmed(utterance.samples, _timed(text, utterance))
+
+
+def _timed(text: str, utterance: Utterance) -> tuple[tuple[str, int], ...]:
+    words = text.split()
+    if len(utterance.words) != len(words):
+        return ()
+    return tuple(zip(words, utterance.words, strict=True))
 
 
 def _faded(samples: Audio) -> Audio:
@@ -62,7 +78,7 @@ def _faded(samples: Audio) -> Audio:
 def agent_clip(text: str) -> Clip:
     """What the agent's voice makes of a text: the same whenever and wherever it is said."""
     with Synthesizer() as synthesizer:
-        return trimmed(synthesizer.say(domain.AGENT, spelled(text) + ".").samples)
+        return _said(synthesizer, domain.AGENT, text, ".")
 
 
 def spelled(text: str) -> str:
@@ -86,21 +102,30 @@ def say_parts(
     if len(parts) > 1 and source.random() < cut_share:
         clips = _broken_off(synthesizer, speaker, parts, ending)
     if not clips:
-        texts = [spelled(part) + "," for part in parts[:-1]] + [spelled(parts[-1]) + ending]
-        clips = tuple(trimmed(synthesizer.say(speaker, text).samples) for text in texts)
+        marks = [*"," * (len(parts) - 1), ending]
+        clips = tuple(
+            _said(synthesizer, speaker, part, mark) for part, mark in zip(parts, marks, strict=True)
+        )
     heard = np.concatenate([clip.samples[clip.first : clip.end] for clip in clips])
     gain = PERSON_RMS / np.sqrt(np.square(heard).mean())
-    return tuple(Clip(clip.samples * gain, clip.first, clip.end) for clip in clips)
+    return tuple(replace(clip, samples=clip.samples * gain) for clip in clips)
 
 
 def _broken_off(
     synthesizer: Synthesizer, speaker: Speaker, parts: Sequence[str], ending: str
 ) -> tuple[Clip, ...]:
     """One sentence taken apart between words; nothing where eSpeak runs words into one."""
-    utterance = synthesizer.say(speaker, " ".join(parts) + ending)
-    counts = [len(part.split()) for part in parts]
-    if len(utterance.words) != sum(counts):
+    text = " ".join(parts)
+    utterance = synthesizer.say(speaker, text + ending)
+    words = _timed(text, utterance)
+    if not words:
         return ()
-    starts = [utterance.words[index] for index in np.cumsum([0, *counts[:-1]])]
-    ends = [*starts[1:], len(utterance.samples)]
-    return tuple(trimmed(utterance.samples[a:b]) for a, b in zip(starts, ends, strict=True))
+    edges = np.cumsum([0, *(len(part.split()) for part in parts)])
+    starts = [start for _, start in words] + [len(utterance.samples)]
+    return tuple(
+        trimmed(
+            utterance.samples[starts[a] : starts[b]],
+            [(word, start - starts[a]) for word, start in words[a:b]],
+        )
+        for a, b in pairwise(edges)
+    )

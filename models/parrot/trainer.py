@@ -22,6 +22,8 @@ from models.parrot.data import counted
 from models.parrot.modeling import DualChannelModel
 from models.parrot.recipe import TrainRecipe
 
+HINTS = ("hint_user", "hint_before", "hint_agent")
+
 
 class Schedule:
     """The share of the learning rate at a step, on steps or on the clock.
@@ -142,6 +144,7 @@ class DualTrainer(Trainer):
         self._user_weight = config.user_loss_weight
         self._num_codebooks = config.num_codebooks
         self._sums = torch.zeros(CHANNELS, device=self.args.device)
+        self._hint_sums = torch.zeros(len(HINTS), device=self.args.device)
         self._batches = 0
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
@@ -172,6 +175,8 @@ class DualTrainer(Trainer):
     ) -> Any:
         output = model(**inputs)
         self._sums += output.channel_losses.detach()
+        if output.hint_losses is not None:
+            self._hint_sums += output.hint_losses.detach()
         self._batches += 1
         return (output.loss, output) if return_outputs else output.loss
 
@@ -179,7 +184,11 @@ class DualTrainer(Trainer):
         if "loss" in logs and self._batches:
             means = self.accelerator.reduce(self._sums / self._batches, reduction="mean")
             logs |= self._named("loss", means.tolist())
+            if self._hint_sums.any():
+                means = self.accelerator.reduce(self._hint_sums / self._batches, reduction="mean")
+                logs |= dict(zip(HINTS, means.tolist(), strict=True))
             self._sums.zero_()
+            self._hint_sums.zero_()
             self._batches = 0
         logs["progress"] = self._schedule.progress(self.state.global_step)
         logs["minutes"] = self._schedule.used_s / 60

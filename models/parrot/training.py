@@ -33,6 +33,7 @@ from models.parrot.data import (
     collate,
     hold_out,
 )
+from models.parrot.hints import Hints
 from models.parrot.modeling import DualChannelModel
 from models.parrot.recipe import Recipe, TrainRecipe
 from models.parrot.shards import Shards, Vocabulary, read_manifest
@@ -84,6 +85,7 @@ def train(run: Run) -> dict[str, float]:
         recipe.data.user_token_noise,
         recipe.data.code_digits,
         recipe.data.user_warp,
+        recipe.data.new_phrases,
     )
     held_out = frozenset[str]()
     if not run.validation_data:
@@ -144,7 +146,24 @@ def make_model(recipe: Recipe, vocabulary: Vocabulary) -> DualChannelModel:
             raise ConfigError(f"model.settings: {error}") from error
         model = backbone(config)
     check_vocabulary(model.config, vocabulary)
+    if recipe.train.hint_weight:
+        _add_hints(model, recipe, vocabulary.labels)
     return model
+
+
+def _add_hints(model: DualChannelModel, recipe: Recipe, labels: int) -> None:
+    if not labels:
+        raise VocabularyError("train.hint_weight: the shards don't say what is spoken in them")
+    if recipe.train.fsdp or recipe.lora.rank or model.config.join != "sum":
+        raise ConfigError("train.hint_weight: not with train.fsdp, LoRA or join=pair")
+    config = model.config
+    model.hints = Hints(
+        config.hidden_size,
+        config.num_hidden_layers,
+        labels,
+        config.user_channel,
+        recipe.train.hint_weight,
+    )
 
 
 def _check_channels(stage: str, vocabulary: Vocabulary) -> None:
@@ -159,7 +178,7 @@ def _check_channels(stage: str, vocabulary: Vocabulary) -> None:
 def _validation(
     run: Run, shards: Shards, held_out: frozenset[str], layout: Layout
 ) -> ValidationRows | None:
-    clean = replace(layout, user_token_noise=0.0, user_warp=0.0)
+    clean = replace(layout, user_token_noise=0.0, user_warp=0.0, new_phrases=0.0)
     limit = run.recipe.data.validation_rows
     if run.validation_data:
         others = Shards(run.validation_data)
@@ -273,6 +292,7 @@ def _save(trainer: DualTrainer, folder: Path) -> None:
             merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
             merged.save_pretrained(folder)
         return
+    trainer.accelerator.unwrap_model(trainer.model).hints = None
     trainer.save_model(str(folder))
     (folder / "training_args.bin").unlink(missing_ok=True)
 

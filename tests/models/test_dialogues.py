@@ -7,7 +7,7 @@ import json
 import random
 import wave
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,15 @@ pytest.importorskip("yaml", reason="options are YAML")
 from models.common.errors import ConfigError
 from models.parrot import domain
 from models.parrot.dialogue_files import FISHER, Job, Maker, main, statistics_of
-from models.parrot.dialogues import Dialogue, DialogueOptions, Span, generate, load_options
+from models.parrot.dialogues import (
+    LABELS,
+    Dialogue,
+    DialogueOptions,
+    Span,
+    generate,
+    load_options,
+)
+from models.parrot.labels import FIRST_WORD, PAUSING
 from models.parrot.rooms import EVENTS, Room, RoomOptions, heard_in, sound
 from models.parrot.speech import PERSON_RMS, Audio, agent_clip, say_parts
 from models.parrot.statistics import mean_of
@@ -300,15 +308,56 @@ def test_shards_hold_both_channels_codes(tmp_path: Path) -> None:
         main(["--output_data", str(tmp_path / "out"), "--hours", hours, "--test", *tokenizer])
     shards = Shards([tmp_path / "out"])
     assert len(shards) == 2
+    assert shards.vocabulary.labels == LABELS
     job = Job(DialogueOptions(), 0, True, tmp_path, str(tmp_path / "codec"))
     for number in range(2):
         dialogue = generate(number, job.options, test=True)
         made = Maker(job)(number)
         assert made.codes is not None
         assert np.array_equal(shards[number].numpy(), made.codes)
+        labels = shards.labels(number)
+        assert labels is not None
+        assert np.array_equal(labels, dialogue.truth.labels(640, len(made.codes)))
         whole = len(dialogue.agent) // 640 * 640
         alone = codec.encode(torch.from_numpy(dialogue.agent[None, :whole]))
         assert torch.equal(shards[number][:, 1].long(), alone[0])
+
+
+def words_in(labels: np.ndarray) -> list[str]:
+    return [domain.SAYABLE[n - FIRST_WORD] for n, _ in groupby(labels[labels >= FIRST_WORD])]
+
+
+def test_labels_say_what_is_spoken(clean: list[Dialogue]) -> None:
+    for dialogue in clean:
+        truth, frames = dialogue.truth, len(dialogue.person) // 640
+        labels = truth.labels(640, frames)
+        speaking = labels >= FIRST_WORD
+        for channel, active in enumerate(truth.activity(640)):
+            assert np.array_equal(speaking[:, channel], active[:frames])
+        for turn in truth.turns:
+            words = [word for word, _ in groupby(turn.text.split())]
+            assert words_in(labels[turn.span.start // 640 : turn.span.end // 640 + 1, 0]) == words
+            if turn.reply:
+                span, whole = turn.reply.span, turn.reply.text.split()
+                said = words_in(labels[span.start // 640 : span.end // 640 + 1, 1])
+                whole = [word for word, _ in groupby(whole)]
+                assert said == whole[: len(said)]
+                assert turn.reply.cut or said == whole
+            for pause in turn.pauses:
+                assert labels[(pause.start + pause.end) // 1280, 0] == PAUSING
+
+
+def test_words_start_where_they_are_heard() -> None:
+    clip = agent_clip("apple banana river")
+    (first, *others) = clip.words
+    assert first[0] == "apple"
+    assert abs(first[1] - clip.first) < EDGE
+    alone = [agent_clip(word).audible for word in ("apple", "banana")]
+    at = clip.first
+    for (word, start), before in zip(others, alone, strict=True):
+        assert word in ("banana", "river")
+        assert 0.5 * before < start - at < 1.3 * before
+        at = start
 
 
 def test_a_folder_without_a_codec_is_named(

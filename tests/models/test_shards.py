@@ -8,6 +8,7 @@ pytest.importorskip("transformers", reason="models need transformers")
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,45 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert shards[0].dtype == torch.int16
     assert len(json.loads((tmp_path / "manifest.json").read_text())["files"]) == 3
     verify(tmp_path)
+
+
+def test_labels_are_read_as_they_were_written_and_go_with_their_frames(tmp_path: Path) -> None:
+    vocabulary = replace(PAIRS, labels=100)
+    with ShardWriter(tmp_path, vocabulary, shard_frames=20) as writer:
+        for index, frames in enumerate((30, 12)):
+            labels = torch.stack((torch.arange(frames), torch.arange(frames) + 50), 1)
+            writer.append(recording(frames, index), labels=labels)
+        with pytest.raises(VocabularyError, match="every frame needs a label"):
+            writer.append(recording(5), "x.wav")
+        with pytest.raises(VocabularyError, match=r"x\.wav: label 100; there are 100"):
+            writer.append(recording(5), "x.wav", torch.full((5, 2), 100))
+    shards = Shards([tmp_path])
+    found = shards.labels(1)
+    assert found is not None
+    assert found[:, 1].tolist() == list(range(50, 62))
+    made = layout(48, user_delay_frames=2)
+    row = build_row(shards, [(0, 0, 31), (1, 0, 13)], made, generator())
+    hints, codes = row["hints"], row["input_ids"].view(48, 2)
+    assert hints[:6, 0].tolist() == [IGNORE, IGNORE, IGNORE, 0, 1, 2]  # the start, the delay
+    assert hints[:4, 1].tolist() == [IGNORE, 50, 51, 52]
+    assert codes[4, 0] == shards[0][1, 0, 0]
+    assert hints[34:36, 0].tolist() == [0, 1]
+    assert (hints[44:] == IGNORE).all()
+    with pytest.raises(VocabularyError, match="labels 100, not 0"):
+        ShardWriter(tmp_path, PAIRS)
+
+
+def test_labels_are_warped_with_their_frames(tmp_path: Path) -> None:
+    codes = torch.full((200, 2, 1), 3)
+    codes[:, 0, 0] = torch.arange(200) % tiny.CODES
+    labels = torch.stack((codes[:, 0, 0], torch.full((200,), -1)), 1)
+    with ShardWriter(tmp_path, replace(PAIRS, labels=tiny.CODES)) as writer:
+        writer.append(codes, labels=labels)
+    row = build_row(Shards([tmp_path]), [(0, 0, 201)], layout(201, user_warp=0.3), generator())
+    ids, hints = row["input_ids"].view(201, 2), row["hints"]
+    assert torch.equal(ids[1:, 0], hints[1:, 0])
+    assert not torch.equal(ids[1:, 0], codes[:, 0, 0])
+    assert (hints[:, 1] == IGNORE).all()
 
 
 def test_a_large_codebook_takes_wider_numbers(tmp_path: Path) -> None:
@@ -250,7 +290,7 @@ def test_a_warped_person_leaves_our_channel_as_it_was() -> None:
     codes = torch.full((200, 2, 1), 9)
     codes[:, 0, 0] = torch.arange(200)
     codes[100:120, 1, 0] = torch.arange(20) + 20
-    changed = warped(codes, 0, 0.4, generator())
+    changed = codes[warped(codes, 0, 0.4, generator())]
     assert changed.shape == codes.shape
     start = int((changed[:, 1, 0] == 20).nonzero()[0])
     assert torch.equal(changed[start - 10 : start + 20], codes[90:120])
@@ -259,7 +299,7 @@ def test_a_warped_person_leaves_our_channel_as_it_was() -> None:
     steps = changed[1:, 0, 0] - changed[:-1, 0, 0]
     assert int((steps == 0).sum()) == 34  # doubled: a fifth of the 168 that may be
     assert int((steps - 1).clamp(min=0).sum()) in (33, 34)  # left out, perhaps the last one
-    assert warped(codes, 0, 0.0, generator()) is codes
+    assert torch.equal(warped(codes, 0, 0.0, generator()), torch.arange(len(codes)))
 
 
 def test_packed_loss_is_the_loss_of_each_alone(tmp_path: Path) -> None:

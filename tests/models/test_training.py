@@ -22,9 +22,11 @@ from torch import Tensor
 
 from models.common.errors import ArchitectureError, ConfigError, VocabularyError
 from models.parrot.backbones import load
+from models.parrot.hints import Hints, words_before
+from models.parrot.loss import IGNORE
 from models.parrot.recipe import DataRecipe, LoraRecipe, ModelRecipe, Recipe, TrainRecipe
 from models.parrot.shards import ShardWriter, Vocabulary
-from models.parrot.trainer import Schedule
+from models.parrot.trainer import HINTS, Schedule
 from models.parrot.training import ChannelCountError, Run, main, make_model, train
 from tests.models import tiny
 
@@ -33,13 +35,19 @@ PAIRS = Vocabulary("fake", tiny.CODES, 1, 25.0, 2)
 
 
 def shards(
-    folder: Path, count: int = 6, channels: int = 2, frames: int = 14, codes: int = tiny.CODES
+    folder: Path,
+    count: int = 6,
+    channels: int = 2,
+    frames: int = 14,
+    codes: int = tiny.CODES,
+    labels: int = 0,
 ) -> Path:
     generator = torch.Generator().manual_seed(1)
-    vocabulary = dataclasses.replace(PAIRS, channels=channels, codebook_size=codes)
+    vocabulary = dataclasses.replace(PAIRS, channels=channels, codebook_size=codes, labels=labels)
     with ShardWriter(folder, vocabulary) as writer:
         for _ in range(count):
-            writer.append(torch.randint(codes, (frames, channels, 1), generator=generator))
+            made = torch.randint(codes, (frames, channels, 1), generator=generator)
+            writer.append(made, labels=made[..., 0] % labels if labels else None)
     return folder
 
 
@@ -103,9 +111,68 @@ def test_a_small_model_learns_a_few_recordings_by_heart(tmp_path: Path) -> None:
     assert Recipe.load(tmp_path / "out/recipe.yaml") == made
 
 
-def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    data = shards(tmp_path / "data")
-    whole = recipe({"max_steps": 8, "save_steps": 5, "accumulation": 2})
+def test_hints_are_learnt_and_left_behind(tmp_path: Path) -> None:
+    data = shards(tmp_path / "data", labels=9)
+    made = recipe({"max_steps": 100, "log_steps": 50, "hint_weight": 0.5, "save_steps": 100})
+    train(Run(made, [data], tmp_path / "out"))
+    first, last = (entry for entry in history(tmp_path / "out", 100) if "loss" in entry)
+    assert all(last[name] < 0.7 * first[name] for name in ("hint_user", "hint_agent"))
+    hints = sum(last[name] for name in HINTS)
+    assert last["loss"] == pytest.approx(
+        last["loss_user"] + last["loss_agent"] + 0.5 * hints, rel=1e-3
+    )
+    assert not any("hints" in name for name in weights(tmp_path / "out"))
+    assert load(tmp_path / "out").hints is None
+
+
+def test_hints_that_cannot_be_given_are_named(tmp_path: Path) -> None:
+    hinted = recipe({"hint_weight": 0.5})
+    with pytest.raises(VocabularyError, match="don't say what is spoken"):
+        train(Run(hinted, [shards(tmp_path / "plain")], tmp_path / "out"))
+    data = shards(tmp_path / "data", labels=9)
+    with pytest.raises(ConfigError, match=r"train\.hint_weight: not with"):
+        train(Run(recipe({"hint_weight": 0.5}, lora=LoraRecipe(rank=2)), [data], tmp_path / "out"))
+
+
+def test_a_hint_asks_what_was_said_before_and_will_be_said_soon() -> None:
+    torch.manual_seed(0)
+    hints, frames, width = Hints(8, 2, 5, user_channel=0, weight=1.0), 12, 8
+    middle, later, last = torch.randn(3, 1, frames, width)
+    labels = torch.randint(5, (1, frames, 3))
+    labels[0, 3] = IGNORE
+    segments = torch.tensor([[1] * 5 + [2] * 6 + [0]])
+    with torch.no_grad():
+        found = hints(middle, later, last, labels, segments)
+        answers = (
+            hints.person(hints.norms[0](middle)),
+            hints.before(hints.norms[1](later)),
+            hints.agent(last),
+        )
+    asked = ((0, (-2, -6)), (2, (-2, -6)), (1, (1, 6)))
+    for loss, answer, (column, moves) in zip(found, answers, asked, strict=True):
+        scores = answer[0].unflatten(-1, (2, 5)).log_softmax(-1)  # [T, N, K]
+        counted = [
+            -scores[t, n, labels[0, t + move, column]]
+            for n, move in enumerate(moves)
+            for t in range(11)
+            if 0 <= t + move < 11
+            and segments[0, t] == segments[0, t + move]
+            and labels[0, t + move, column] != IGNORE
+        ]
+        assert len(counted) > 5
+        assert loss.item() == pytest.approx(torch.stack(counted).mean().item())
+
+
+def test_the_word_before_is_that_of_the_same_turn() -> None:
+    labels = torch.tensor([0, 5, 5, 7, 1, 1, 8, 8, 0, 0, 9, -1, 6, 0])
+    assert words_before(labels).tolist() == [0, 0, 0, 5, -1, -1, 7, 7, 0, 0, 0, -1, -1, 0]
+
+
+@pytest.mark.parametrize("hint_weight", [0.0, 0.5])
+def test_resumed_equals_uninterrupted(tmp_path: Path, hint_weight: float) -> None:
+    data = shards(tmp_path / "data", labels=9)
+    steps = {"max_steps": 8, "save_steps": 5, "accumulation": 2, "hint_weight": hint_weight}
+    whole = recipe(steps)
     train(Run(whole, [data], tmp_path / "whole"))
     broken = tmp_path / "broken"
     (tmp_path / "whole/checkpoint-5").rename(tmp_path / "kept")

@@ -17,8 +17,9 @@ from handlers.messages import EAR_RATE_HZ, RATE_HZ, Samples
 from models.parrot import domain
 
 BACKCHANNEL_PRONUNCIATIONS = ("M HH AH M", "AH M HH AH M", "AH M HH EH M", "AH M HH M")
-WORD_INSERTION = 1e-4
-"""Probability of one more word; the default hears words in the noise around a phrase."""
+DECODING = {"wip": 1e-4, "silprob": 0.3, "fillprob": 1e-6, "bestpath": False}
+"""Words are dear: the default hears some in the noise around a phrase. Silence is cheap, and there
+is no second search over the lattice: that finds ends of no saying, "i" for "five"."""
 PADDING_SAMPLES = EAR_RATE_HZ // 2
 FLOOR = 1e-3
 """RMS of noise added, -60 dB full scale: the models have never heard digital silence."""
@@ -54,8 +55,8 @@ class Judge:
             hmm=pocketsphinx.get_model_path("en-us/en-us"),
             dict=pocketsphinx.get_model_path("en-us/cmudict-en-us.dict"),
             lm=None,
-            wip=WORD_INSERTION,
             loglevel="FATAL",
+            **DECODING,
         )
         unknown = [word for word in vocabulary if self._decoder.lookup_word(word) is None]
         if unknown:
@@ -65,6 +66,7 @@ class Judge:
             self._decoder.add_word(name, phones, True)
         self.rule = " | ".join((domain.BACKCHANNEL, f"({' | '.join(loose)})+", *whole))
         grammar = f"#JSGF V1.0; grammar g; public <g> = {self.rule};"
+        self.settings = f"{self.rule} {DECODING}"
         self._decoder.add_jsgf_string("answers", grammar)
         self._decoder.activate_search("answers")
 
@@ -85,15 +87,15 @@ class Judge:
 class Hearings:
     """A `hear` that knows from a file what it was asked before; it is written at the end.
 
-    `rule`: what else the answer depends on.
+    `settings`: what else the answer depends on.
     """
 
-    def __init__(self, hear: Callable[[Samples], str], rule: str, path: Path) -> None:
-        self._hear, self._rule, self._path = hear, rule.encode(), path
+    def __init__(self, hear: Callable[[Samples], str], settings: str, path: Path) -> None:
+        self._hear, self._settings, self._path = hear, settings.encode(), path
         self._known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
 
     def __call__(self, samples: Samples) -> str:
-        key = hashlib.blake2b(samples.tobytes() + self._rule, digest_size=16).hexdigest()
+        key = hashlib.blake2b(samples.tobytes() + self._settings, digest_size=16).hexdigest()
         if key not in self._known:
             self._known[key] = self._hear(samples)
         return self._known[key]

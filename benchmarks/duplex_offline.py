@@ -51,10 +51,12 @@ SETTLING_FRAMES = 10
 PERCENTILES = (10, 50, 90)
 
 
-def held_out(count: int, options: DialogueOptions) -> list[Dialogue]:
-    """Without the echo of the data's agent: it would give its answers away."""
-    options = replace(options, room=replace(options.room, echo_share=0.0))
-    return [generate(FIRST_SEED + index, options, test=True) for index in range(count)]
+def held_out(count: int, options: DialogueOptions, first_seed: int = FIRST_SEED) -> list[Dialogue]:
+    """Without the echo of the data's agent: it would give its answers away. That agent does at once
+    what it ought to do."""
+    room = replace(options.room, echo_share=0.0)
+    options = replace(options, room=room, hesitation=0.0, stop_hesitation=0.0)
+    return [generate(first_seed + index, options, test=True) for index in range(count)]
 
 
 def make_engine(model: DualChannelModel, codec: SpeechTokenizer, o: argparse.Namespace) -> DuplexLM:
@@ -130,7 +132,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     engine = make_engine(model, codec, options)
     data = replace(load_options(options.data), length_s=tuple(options.length_s))
     clock = Clock()
-    dialogues = held_out(options.dialogues, data)
+    dialogues = held_out(options.dialogues, data, options.first_seed)
     clock.lap("dialogues")
     heard = [codec.encode(whole_frames(codec, dialogue.person))[0] for dialogue in dialogues]
     clock.lap("codes")
@@ -142,7 +144,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     ]
     clock.lap("sound")
     judge = Judge(domain.WORDS, CLOSED_ANSWERS)
-    with Hearings(judge.hear, judge.rule, options.hearings) as hear:
+    with Hearings(judge.hear, judge.settings, options.hearings) as hear:
         truth = judged(dialogues, [dialogue.agent for dialogue in dialogues], hear)
         clock.lap("data judged")
         found = judged(dialogues, channels, hear)
@@ -259,6 +261,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--model", default=LIVE.model_path, metavar="DIR", help="checkpoint")
     add("--tokenizer", default="", help="a codec's folder; the checkpoint's, or the shipped one")
     add("--dialogues", type=int, default=60, help="how many")
+    add("--first_seed", type=int, default=FIRST_SEED, help="of the dialogues")
     add("--length_s", type=float, nargs=2, default=(22.0, 36.0), help="of a dialogue (s)")
     add("--data", type=Path, default=DIALOGUES, help="options of the dialogues (YAML)")
     add("--onset", type=float, default=LIVE.onset, help="as --parrot_onset")

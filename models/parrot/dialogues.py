@@ -27,6 +27,7 @@ Kind = Literal["phrase", "question", "long", "noise"]
 
 LABELS = FIRST_WORD + len(domain.SAYABLE)
 
+HESITATION_S = 0.04
 BREATH_SAMPLES = RATE_HZ // 10
 """At least so long is a voice silent between two of its turns."""
 OWN_VOICE_WPM = (145, 175)
@@ -62,6 +63,10 @@ class DialogueOptions:
     a model soonest that it is to be repeated. Not on the test side."""
     response_gap_s: Range = (-1.2, 1.17)
     """From the person's last audible sample to the agent's first one; below 0 they overlap."""
+    hesitation: float = 0.0
+    """Probability that the reply comes another `HESITATION_S` later, and so on. A model that learns
+    from replies which always come at once learns, too, that a turn which wasn't answered at once is
+    not over; from these it learns at any moment how likely it is that the turn is over."""
     late_share: float = 0.0
     """Of the replies that come later: what lets a model answer that missed its moment."""
     late_gap_s: Range = (0.3, 1.2)
@@ -76,6 +81,8 @@ class DialogueOptions:
     """Of the replies long enough to be spoken over."""
     stop_s: Range = (0.2, 0.9)
     """From an interruption's onset to the end of the agent's voice."""
+    stop_hesitation: float = 0.0
+    """As `hesitation`, of that."""
     listener_share: float = 0.1
     """Of the replies not interrupted: those with a sound of the person that isn't meant to."""
     backchannel_share: float = 0.7
@@ -87,6 +94,11 @@ class DialogueOptions:
     sound_db: Range = (-15.0, 3.0)
     """Relative to the person's speech."""
     room: RoomOptions = field(default_factory=RoomOptions)
+
+    def __post_init__(self) -> None:
+        for name in ("hesitation", "stop_hesitation", "interruption_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} has to be below 1: a dialogue would have no end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,9 +341,10 @@ class _Scene:
         options, clip = self._options, agent_clip(text)
         late = self._source.random() < options.late_share
         start = turn_end + self._draw(options.late_gap_s if late else options.response_gap_s)
+        start += self._hesitate(options.hesitation)
         start = self._on_grid(max(start, self._agent_end + BREATH_SAMPLES))
         free = turn_end + BREATH_SAMPLES  # when the person can speak again
-        stop = self._draw(options.stop_s)
+        stop = self._draw(options.stop_s) + self._hesitate(options.stop_hesitation)
         earliest = max(free, start + RATE_HZ * 15 // 100)
         latest = start + clip.audible - stop - RATE_HZ // 20
         interrupted = self._source.random() < options.interruption_share
@@ -350,6 +363,12 @@ class _Scene:
         free = max(free, start + BREATH_SAMPLES)
         self._next = max(free, span.end + self._turn_gap())
         return Reply(text, span, False, listener)
+
+    def _hesitate(self, probability: float) -> int:
+        steps = 0
+        while probability and self._source.random() < probability:
+            steps += 1
+        return round(steps * HESITATION_S * RATE_HZ)
 
     def _on_grid(self, sample: int) -> int:
         grid = round(self._options.grid_s * RATE_HZ)

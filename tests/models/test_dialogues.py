@@ -39,7 +39,14 @@ RECIPE = load_options(
 DRY = RoomOptions((90, 90), (0, 0), (0, 0), 0, (0, 0), 0, echo_share=0, telephone_share=0)
 DRY_ROOM = Room(90, 0, 0, None, 0, None, 0, None, 0, 2000, False)
 CLEAN = dataclasses.replace(
-    RECIPE, length_s=(22, 36), room=DRY, sounds_per_minute=0, noise_share=0, own_voice_share=0
+    RECIPE,
+    length_s=(22, 36),
+    room=DRY,
+    sounds_per_minute=0,
+    noise_share=0,
+    own_voice_share=0,
+    hesitation=0,
+    stop_hesitation=0,
 )
 EDGE = RATE_HZ // 50
 
@@ -132,7 +139,7 @@ def test_the_agent_answers_in_time_and_never_in_a_pause(clean: list[Dialogue]) -
 
 
 def test_a_reply_spoken_over_stops_and_the_new_turn_is_answered() -> None:
-    options = dataclasses.replace(CLEAN, interruption_share=1.0, long_share=0.0)
+    options = dataclasses.replace(CLEAN, interruption_share=0.9, long_share=0.0)
     dialogue = generate(3, options, test=False)
     turns = dialogue.truth.turns
     interrupted = [(a, b) for a, b in pairwise(turns) if a.reply and a.reply.cut]
@@ -321,6 +328,28 @@ def test_shards_hold_both_channels_codes(tmp_path: Path) -> None:
         whole = len(dialogue.agent) // 640 * 640
         alone = codec.encode(torch.from_numpy(dialogue.agent[None, :whole]))
         assert torch.equal(shards[number][:, 1].long(), alone[0])
+
+
+def test_an_agent_that_hesitates_may_come_in_at_any_frame() -> None:
+    options = dataclasses.replace(
+        CLEAN, hesitation=0.5, stop_hesitation=0.3, late_share=0, interruption_share=0.5
+    )
+    waits, stops = [], []
+    for seed in range(12):
+        turns = generate(seed, options, test=False).truth.turns
+        for turn, following in pairwise(turns):
+            assert turn.reply is not None
+            waits.append(seconds(turn.span, turn.reply.span))
+            if turn.reply.cut:
+                stops.append((turn.reply.span.end - following.span.start) / RATE_HZ)
+    steps = [int((wait - 0.22) / 0.04) for wait in waits]
+    assert min(waits) >= 0.22
+    for step, least in ((0, 0.35), (1, 0.15), (2, 0.05)):
+        assert least < sum(s == step for s in steps) / len(steps) < 2.5 * least
+    assert min(stops) >= 0.08
+    assert 0.08 < sum(stop > 0.121 for stop in stops) / len(stops) < 0.5
+    with pytest.raises(ConfigError, match="hesitation has to be below 1"):
+        dataclasses.replace(CLEAN, hesitation=1.0)
 
 
 def words_in(labels: np.ndarray) -> list[str]:

@@ -201,7 +201,10 @@ class PocketSphinxSTT(Handler["_Worker | None"]):
         self._end, self._ended = socket.socketpair()
         self._selector.register(self._ended, selectors.EVENT_READ)
         self._fill()
-        if not self._nursery.listen():
+        if self._nursery.listen():
+            for worker in list(self._workers):  # an utterance that found none idle would fail
+                self._answered(worker)
+        if not self._idle:
             self._release()
             raise RuntimeError("PocketSphinx could not be loaded")
         self._selector.register(self._nursery.control, selectors.EVENT_READ, self._nursery)

@@ -226,7 +226,6 @@ def running(**options: Any) -> Stage:
     stage = Stage(**options)
     stage.start()
     stage.wait_ready(PATIENCE_S)
-    stage.until(lambda: stage.all_idle)
     return stage
 
 
@@ -243,6 +242,15 @@ def stage(shared: Stage) -> Stage:
     while not shared.results.empty():
         shared.results.get()
     return shared
+
+
+def test_it_is_ready_when_every_decoder_is() -> None:
+    stage = running(decoders=2)
+    try:
+        assert stage.all_idle
+        assert len(stage.pids) == 2
+    finally:
+        stage.stop()
 
 
 def test_texts_flow_while_audio_comes_and_the_final_one_last(stage: Stage, ticket: Ticket) -> None:

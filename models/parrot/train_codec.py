@@ -63,7 +63,6 @@ class Settings:
     clips: int = 800  # of the agent, for the vocoder
     threads: int = 1
     seed: int = 0
-    decoder_only: bool = False
 
 
 class Pool:
@@ -103,7 +102,6 @@ class VocoderPool:
 
     def __init__(self, codec: TinyCodec, settings: Settings) -> None:
         self._codec, self._source = codec, random.Random(settings.seed + 3)
-        self._as_it_speaks = settings.decoder_only
         self._clips: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         with Synthesizer() as synthesizer:
             for _ in range(settings.clips):
@@ -112,11 +110,9 @@ class VocoderPool:
     def _clip(self, synthesizer: Synthesizer) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         source = self._source
         text = domain.draw_phrase(source, test=False)
-        if source.random() < (0.5 if self._as_it_speaks else 0.25):
+        if source.random() < 0.25:
             text = source.choice([*domain.QUESTIONS.values(), domain.LONG_TURN_REPLY])
-        speaker = domain.AGENT
-        if not self._as_it_speaks:
-            speaker = replace(speaker, speed_wpm=source.randint(120, 210))
+        speaker = replace(domain.AGENT, speed_wpm=source.randint(120, 210))
         samples = synthesizer.say(speaker, text + source.choice(".,")).samples
         x = torch.from_numpy(samples[: len(samples) // HOP_SAMPLES * HOP_SAMPLES].copy())
         pitch, voiced = track_pitch(
@@ -218,13 +214,6 @@ def begin_from(folder: Path, codec: TinyCodec) -> None:
         target[tuple(slice(size) for size in weight.shape)] = weight
 
 
-def _keep_codes(codec: TinyCodec) -> None:
-    """What a sound's codes are stays: whatever was trained on them can be used as before."""
-    for part in (codec.inlet, codec.fast, codec.down, codec.slow, codec.to_code):
-        part.requires_grad_(False)
-    codec.quantiser.norm.eval()
-
-
 def train(output_dir: Path, settings: Settings, start: Path | None = None) -> None:
     torch.manual_seed(settings.seed)
     torch.set_num_threads(settings.threads)
@@ -232,12 +221,8 @@ def train(output_dir: Path, settings: Settings, start: Path | None = None) -> No
     codec = TinyCodec(CodecConfig(phonemes=PHONEMES))
     if start is not None:
         begin_from(start, codec)
-    if settings.decoder_only:
-        _keep_codes(codec)
     voice = list(codec.vocoder.parameters())
-    other = [
-        p for p in codec.parameters() if p.requires_grad and all(p is not v for v in voice)
-    ]
+    other = [p for p in codec.parameters() if all(p is not v for v in voice)]
     optimiser = torch.optim.AdamW([{"params": other}, {"params": voice}], settings.rate)
     with Synthesizer() as synthesizer:
         maker = PairMaker(settings.seed, synthesizer, codec.config.mel_bands, test=False)
@@ -250,8 +235,7 @@ def train(output_dir: Path, settings: Settings, start: Path | None = None) -> No
             for group in optimiser.param_groups:
                 group["lr"] = rate
             losses = codec_losses(codec, pool.batch())
-            coded = settings.decoder_only or step % 2 == 1
-            of_voice = clips.loss(settings.vocoder_batch, coded=coded)
+            of_voice = clips.loss(settings.vocoder_batch, coded=step % 2 == 1)
             optimiser.zero_grad()
             (losses.total + of_voice).backward()
             nn.utils.clip_grad_norm_(other, 1.0)
@@ -297,14 +281,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="where the codec goes")
     parser.add_argument("--start_from", type=Path, help="folder of a codec to go on from")
     units = {"minutes": "of training", "frames": "of 40 ms per row", "rate": "learning rate"}
-    settings = asdict(Settings())
-    parser.add_argument(
-        "--decoder_only",
-        action="store_true",
-        default=settings.pop("decoder_only"),
-        help="keep the codes as they are, and learn to speak them as the agent does",
-    )
-    for name, default in settings.items():
+    for name, default in asdict(Settings()).items():
         text = units.get(name, "of training")
         parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
     args = vars(parser.parse_args())

@@ -78,7 +78,7 @@ def build_hub(
     loop: asyncio.AbstractEventLoop,
 ) -> Hub:
     vad: Any = choice.options["vad"]
-    stt, lm = choice.backends["stt"], choice.backends["lm"]
+    stt, lm = choice.backends["stt"], choice.backends.get("lm")
     hold_ms = vad.min_silence_ms
     if stt == lm == "openai" and hold_ms == type(vad)().min_silence_ms:
         hold_ms = REMOTE_HOLD_MS

@@ -148,6 +148,7 @@ def answers(folder: Path, user: Tensor) -> Tensor:
     rest = int(codec.encode(torch.zeros(1, 25 * codec.frame_samples))[0, -1, 0])
     frames = torch.full((1, 2, user.shape[1]), model.config.start_id)
     said: list[Tensor] = []
+    due = torch.zeros(user.shape[1])
     for frame in [None, *user]:
         if frame is not None:
             frames = torch.cat((frames, torch.stack((frame, said[-1]))[None]))
@@ -155,8 +156,10 @@ def answers(folder: Path, user: Tensor) -> Tensor:
             logits = model(frames.flatten()[None]).logits[0, -1, 1, :, :size]  # [D, K]
         silence = logits.softmax(-1)[:, rest]
         logits[:, rest] = -torch.inf
-        needed = torch.where(frames[-1, 1] == rest, ParrotOptions().onset, 0.5)
-        said.append(torch.where(1 - silence >= needed, logits.argmax(-1), rest))
+        quiet = frames[-1, 1] == rest
+        due = 0.92 * due * quiet + 1 - silence
+        needed = torch.where(quiet, ParrotOptions().onset, 0.5)
+        said.append(torch.where(due >= needed, logits.argmax(-1), rest))
     return torch.stack(said[1:])
 
 

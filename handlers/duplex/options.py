@@ -21,8 +21,8 @@ class ParrotOptions:
     rows: int = option(16, "sessions at a time; one more is refused", "parrot_rows")
     temperature: float = option(0.0, "of sampling; 0: the likeliest token", "parrot_temperature")
     onset: float = option(
-        0.35,
-        "probability of speech from which on it speaks, at temperature 0 (0-1)",
+        0.65,
+        "probability of speech, of late in all, from which on it speaks, at temperature 0 (0-1)",
         "parrot_onset",
     )
     top_k: int = option(50, "likeliest tokens that are sampled from; 0: all", "parrot_top_k")

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from models.common.errors import ConfigError
 
+DUE_KEPT = 0.92
+"""From one frame to the next; half of it is left after 8 frames."""
 WORD = 0xFFFFFFFF
 """32 bits, held in 64 signed ones so that a product with a constant below 2^31 doesn't overflow."""
 
@@ -32,7 +34,8 @@ class Sampling:
     all sounds together instead of each: there are many ways to begin, and each of them is less
     likely than to go on saying nothing. After a sound, whichever of the two is likelier follows."""
     onset: float = 0.5
-    """After silence: the probability of all sounds from which on the likeliest one is made."""
+    """After silence: the probability of all sounds, summed up over the last frames (see `due`), from
+    which on the likeliest one is made."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -45,21 +48,38 @@ class Sampling:
             raise ConfigError(f"top_p={self.top_p}: must be above 0 and at most 1")
 
 
+def due(logits: Tensor, rest: int, before: Tensor) -> Tensor:
+    """The probability of a sound, [R, D, K], added to what it was `before` [R, D], of which some is
+    forgotten. -> [R, D]
+
+    Who could begin at any of the next moments is likely at none of them to begin just then.
+    """
+    return DUE_KEPT * before + 1 - logits.float().softmax(-1)[..., rest]
+
+
 def sample(
-    logits: Tensor, sampling: Sampling, seeds: Tensor, draws: Tensor, last: Tensor | None = None
+    logits: Tensor,
+    sampling: Sampling,
+    seeds: Tensor,
+    draws: Tensor,
+    last: Tensor | None = None,
+    before: Tensor | None = None,
 ) -> Tensor:
     """[R, D, K] -> [R, D]. `seeds` and `draws` are [R] int64: which sequence, and how far in it.
-    `last` [R, D] are the ids before these, which only `rest` asks for.
+    Only `rest` asks for `last` [R, D], the ids before these, and `before` [R, D], what was `due`
+    already; none means nothing was.
     """
     if sampling.temperature == 0:
         if sampling.rest is None:
             return logits.argmax(-1)
         assert last is not None
-        silent = logits.float().softmax(-1)[..., sampling.rest]  # [R, D]
+        quiet = last == sampling.rest  # [R, D]
+        known = torch.zeros_like(last) if before is None else before * quiet
         sounds = logits.clone()
         sounds[..., sampling.rest] = -torch.inf
-        needed = torch.where(last == sampling.rest, sampling.onset, 0.5)
-        return torch.where(1 - silent >= needed, sounds.argmax(-1), sampling.rest)
+        needed = torch.where(quiet, sampling.onset, 0.5)
+        begins = due(logits, sampling.rest, known) >= needed
+        return torch.where(begins, sounds.argmax(-1), sampling.rest)
     scores = logits.float() / sampling.temperature
     noise = gumbel(seeds, draws, scores.shape[1:])
     if not sampling.top_k and sampling.top_p == 1:

@@ -20,7 +20,7 @@ from models.common.attention import grouped_attention
 from models.common.device import captured, row_counts
 from models.common.errors import ConfigError, FrameLengthError, ModelError, VocabularyError
 from models.common.ring import RingCache, RingView
-from models.common.sampling import Sampling, sample
+from models.common.sampling import Sampling, due, sample
 from models.parrot.attention import attend
 from models.parrot.config import CHANNELS, DualChannelConfig
 from models.parrot.modeling import DualChannelModel
@@ -94,12 +94,14 @@ class _State:
         self.user, self.last = numbers(rows, depth), numbers(rows, depth)
         """The person's frame, and ours in the frame to come."""
         self.active = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.due = torch.zeros(rows, depth, device=device)
+        """What has come together in silence, see `models.common.sampling.due`."""
         self.position, self.seeds, self.draws = numbers(rows), numbers(rows), numbers(rows)
         self.history = numbers(rows, frames, CHANNELS, depth)
         """The frame at each position; past the end it begins again at the front."""
 
     def move(self, source: int, target: int) -> None:
-        for state in (self.last, self.position, self.seeds, self.draws, self.history):
+        for state in (self.last, self.due, self.position, self.seeds, self.draws, self.history):
             state[target] = state[source]
 
 
@@ -191,11 +193,12 @@ class TorchEngine:
         row, seen, state = len(self._sessions), frames.shape[0], self._state
         state.seeds[row], state.draws[row], state.position[row] = seed, 0, seen
         state.history[row, :seen] = frames
-        state.last[row] = frames[-1, 1 - self._config.user_channel]
+        state.last[row], state.due[row] = frames[-1, 1 - self._config.user_channel], 0.0
         self._ring.reset(row)
         rows = slice(row, row + 1)
         hidden = self._read(frames, row, 0)
-        state.last[rows] = self._draw(hidden[:, -self._config.tokens_per_frame :], rows)
+        last = hidden[:, -self._config.tokens_per_frame :]
+        state.last[rows], state.due[rows] = self._draw(last, rows)
         state.draws[row] += 1
         self._sessions.append(session)
         self._rows[session] = row
@@ -248,12 +251,13 @@ class TorchEngine:
         channels[self._config.user_channel] = state.user[rows]
         frames = torch.stack(channels, dim=1)[:, None]  # [n, 1, C, D]
         view = self._ring.at(rows, positions[:, None], slots, active)
-        chosen = self._draw(self._encode(frames, positions[:, None], view), rows)
+        chosen, behind = self._draw(self._encode(frames, positions[:, None], view), rows)
         own = torch.arange(rows.stop - rows.start, device=self._device)
         place = own, positions % self._memory.frames
         history = state.history[rows]
         history[place] = torch.where(active[:, None, None], frames[:, 0], history[place])
         state.last[rows] = torch.where(active[:, None], chosen, state.last[rows])
+        state.due[rows] = torch.where(active[:, None], behind, state.due[rows])
         state.position[rows] += active
         state.draws[rows] += active
 
@@ -268,12 +272,16 @@ class TorchEngine:
         masks = self._model.attention_masks(lambda window: view.mask(self._within, window))
         return self._model.encode(frames, positions, masks, view)
 
-    def _draw(self, hidden: Tensor, rows: slice) -> Tensor:
-        """Our next frame: codes only. [n, P, H] -> [n, D]"""
+    def _draw(self, hidden: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """Our next frame, codes only, and what is due behind it. [n, P, H] -> [n, D] each"""
         logits = self._model.predict(hidden)[:, 0, 1 - self._config.user_channel]  # [n, D, K]
         codes = logits[..., : self._config.codebook_size]
-        state = self._state
-        return sample(codes, self._sampling, state.seeds[rows], state.draws[rows], state.last[rows])
+        state, rest = self._state, self._sampling.rest
+        last, before = state.last[rows], state.due[rows]
+        chosen = sample(codes, self._sampling, state.seeds[rows], state.draws[rows], last, before)
+        if rest is None:
+            return chosen, before
+        return chosen, due(codes, rest, before) * (chosen == rest)
 
     def _renew(self) -> None:
         """Reads the longest row anew, by a chunk, so that none runs full."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.common.errors import ConfigError
-from models.common.sampling import Sampling, gumbel, sample
+from models.common.sampling import Sampling, due, gumbel, sample
 
 ROWS = 20_000
 LOGITS = torch.tensor([2.0, 0.0, 1.0, -1.0, 0.5])
@@ -109,3 +109,18 @@ def test_speech_ends_where_silence_is_likelier_than_all_sounds() -> None:
     assert frequencies(Sampling(rest=0, onset=0.1), rows=10, last=2)[0] == 1
     assert frequencies(Sampling(rest=2, onset=0.9), rows=10, last=0)[0] == 1
     assert frequencies(Sampling(rest=2, onset=0.9), rows=10, last=2)[2] == 1
+
+
+def test_who_could_begin_at_any_of_some_moments_begins_once_it_has_come_together() -> None:
+    likely = float(1 - LOGITS.softmax(-1)[0])
+    rest = Sampling(rest=0, onset=2.2 * likely)
+    none = torch.zeros(1, dtype=torch.long)
+    logits, last, before = LOGITS[None, None], none[None], torch.zeros(1, 1)
+    drawn = []
+    for _ in range(3):
+        drawn.append(int(sample(logits, rest, none, none, last, before)))
+        before = due(logits, 0, before)
+    assert drawn == [0, 0, 2]
+    assert (
+        int(sample(logits, rest, none, none, last + 1, before)) == 0
+    )  # after a sound, it isn't due

@@ -34,8 +34,8 @@ class Sampling:
     all sounds together instead of each: there are many ways to begin, and each of them is less
     likely than to go on saying nothing. After a sound, whichever of the two is likelier follows."""
     onset: float = 0.5
-    """After silence: the probability of all sounds, summed up over the last frames (see `due`), from
-    which on the likeliest one is made."""
+    """After silence: the probability of all sounds, summed up over the last frames (see `due`),
+    from which on the likeliest one is made."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:

@@ -10,6 +10,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import os
 import platform
 import sys
@@ -39,6 +40,8 @@ from models.parrot.recipe import Recipe, TrainRecipe
 from models.parrot.shards import Shards, Vocabulary, read_manifest
 from models.parrot.trainer import AdditiveCodes, DualTrainer, Schedule
 
+log = logging.getLogger(__name__)
+
 NO_LIMIT_STEPS = 2**40
 RECIPE_FILE, RUN_FILE = "recipe.yaml", "run.json"
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "numpy")
@@ -66,11 +69,12 @@ def train(run: Run) -> dict[str, float]:
     Returns the last validation's losses. Raises `ConfigError`, `VocabularyError`,
     `ArchitectureError`, `ShardError`.
     """
+    shards = Shards(run.input_data)
+    _check_channels(run.stage, shards.vocabulary)
+    run = replace(run, recipe=_possible(run.recipe, shards.vocabulary))
     recipe = run.recipe
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
-    shards = Shards(run.input_data)
-    _check_channels(run.stage, shards.vocabulary)
     last = get_last_checkpoint(run.output_dir) if run.output_dir.is_dir() else None
     if last is not None and not run.resume:
         raise ConfigError(
@@ -146,14 +150,24 @@ def make_model(recipe: Recipe, vocabulary: Vocabulary) -> DualChannelModel:
             raise ConfigError(f"model.settings: {error}") from error
         model = backbone(config)
     check_vocabulary(model.config, vocabulary)
-    if recipe.train.hint_weight:
+    if recipe.train.hint_weight and vocabulary.labels:
         _add_hints(model, recipe, vocabulary.labels)
     return model
 
 
+def _possible(recipe: Recipe, vocabulary: Vocabulary) -> Recipe:
+    """Without what only labels make possible, where the shards have none, as recordings have."""
+    if vocabulary.labels or not (recipe.train.hint_weight or recipe.data.new_phrases):
+        return recipe
+    log.warning("the shards don't say what is spoken in them: no hints, no new phrases")
+    return replace(
+        recipe,
+        train=replace(recipe.train, hint_weight=0.0),
+        data=replace(recipe.data, new_phrases=0.0),
+    )
+
+
 def _add_hints(model: DualChannelModel, recipe: Recipe, labels: int) -> None:
-    if not labels:
-        raise VocabularyError("train.hint_weight: the shards don't say what is spoken in them")
     if recipe.train.fsdp or recipe.lora.rank or model.config.join != "sum":
         raise ConfigError("train.hint_weight: not with train.fsdp, LoRA or join=pair")
     config = model.config

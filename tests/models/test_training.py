@@ -125,10 +125,18 @@ def test_hints_are_learnt_and_left_behind(tmp_path: Path) -> None:
     assert load(tmp_path / "out").hints is None
 
 
+def test_recordings_without_labels_are_trained_on_without_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = recipe({"hint_weight": 0.5, "max_steps": 2})
+    made = dataclasses.replace(made, data=dataclasses.replace(made.data, new_phrases=0.5))
+    train(Run(made, [shards(tmp_path / "data")], tmp_path / "out"))
+    assert "no hints, no new phrases" in caplog.text
+    ran = Recipe.load(tmp_path / "out/recipe.yaml")
+    assert ran.train.hint_weight == ran.data.new_phrases == 0
+
+
 def test_hints_that_cannot_be_given_are_named(tmp_path: Path) -> None:
-    hinted = recipe({"hint_weight": 0.5})
-    with pytest.raises(VocabularyError, match="don't say what is spoken"):
-        train(Run(hinted, [shards(tmp_path / "plain")], tmp_path / "out"))
     data = shards(tmp_path / "data", labels=9)
     with pytest.raises(ConfigError, match=r"train\.hint_weight: not with"):
         train(Run(recipe({"hint_weight": 0.5}, lora=LoraRecipe(rank=2)), [data], tmp_path / "out"))

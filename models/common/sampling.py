@@ -57,6 +57,20 @@ def due(logits: Tensor, rest: int, before: Tensor) -> Tensor:
     return DUE_KEPT * before + 1 - logits.float().softmax(-1)[..., rest]
 
 
+def speak_or_rest(
+    logits: Tensor, rest: int, onset: float, last: Tensor, before: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The likeliest sound, or silence, as `Sampling.rest` says; and what is then due. [R, D, K],
+    [R, D], [R, D] -> [R, D] each"""
+    quiet = last == rest
+    now = due(logits, rest, before * quiet)
+    sounds = logits.clone()
+    sounds[..., rest] = -torch.inf
+    begins = now >= torch.where(quiet, onset, 0.5)
+    chosen = torch.where(begins, sounds.argmax(-1), rest)
+    return chosen, now * (chosen == rest)
+
+
 def sample(
     logits: Tensor,
     sampling: Sampling,
@@ -73,13 +87,8 @@ def sample(
         if sampling.rest is None:
             return logits.argmax(-1)
         assert last is not None
-        quiet = last == sampling.rest  # [R, D]
-        known = torch.zeros_like(last) if before is None else before * quiet
-        sounds = logits.clone()
-        sounds[..., sampling.rest] = -torch.inf
-        needed = torch.where(quiet, sampling.onset, 0.5)
-        begins = due(logits, sampling.rest, known) >= needed
-        return torch.where(begins, sounds.argmax(-1), sampling.rest)
+        before = torch.zeros_like(last) if before is None else before
+        return speak_or_rest(logits, sampling.rest, sampling.onset, last, before)[0]
     scores = logits.float() / sampling.temperature
     noise = gumbel(seeds, draws, scores.shape[1:])
     if not sampling.top_k and sampling.top_p == 1:

@@ -20,7 +20,7 @@ from models.common.attention import grouped_attention
 from models.common.device import captured, row_counts
 from models.common.errors import ConfigError, FrameLengthError, ModelError, VocabularyError
 from models.common.ring import RingCache, RingView
-from models.common.sampling import Sampling, due, sample
+from models.common.sampling import Sampling, sample, speak_or_rest
 from models.parrot.attention import attend
 from models.parrot.config import CHANNELS, DualChannelConfig
 from models.parrot.modeling import DualChannelModel
@@ -276,12 +276,11 @@ class TorchEngine:
         """Our next frame, codes only, and what is due behind it. [n, P, H] -> [n, D] each"""
         logits = self._model.predict(hidden)[:, 0, 1 - self._config.user_channel]  # [n, D, K]
         codes = logits[..., : self._config.codebook_size]
-        state, rest = self._state, self._sampling.rest
+        state, sampling = self._state, self._sampling
         last, before = state.last[rows], state.due[rows]
-        chosen = sample(codes, self._sampling, state.seeds[rows], state.draws[rows], last, before)
-        if rest is None:
-            return chosen, before
-        return chosen, due(codes, rest, before) * (chosen == rest)
+        if sampling.temperature == 0 and sampling.rest is not None:
+            return speak_or_rest(codes, sampling.rest, sampling.onset, last, before)
+        return sample(codes, sampling, state.seeds[rows], state.draws[rows]), before
 
     def _renew(self) -> None:
         """Reads the longest row anew, by a chunk, so that none runs full."""

@@ -53,7 +53,7 @@ class Echo(NamedTuple):
 
 
 class Splicer:
-    """Raises VocabularyError where the shards have no labels."""
+    """Of shards that have labels."""
 
     def __init__(self, shards: Shards, user_channel: int) -> None:
         self._shards, self._user = shards, user_channel

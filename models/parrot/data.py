@@ -28,6 +28,7 @@ from models.common.errors import VocabularyError
 from models.parrot.config import CHANNELS, DualChannelConfig
 from models.parrot.frames import to_frames
 from models.parrot.hints import words_before
+from models.parrot.interrupt import interrupt
 from models.parrot.loss import IGNORE, next_frame_targets
 from models.parrot.shards import Shards, Vocabulary
 from models.parrot.splice import Splicer
@@ -61,6 +62,8 @@ class Layout:
     new_phrases: float = 0.0
     """Share of the recordings, of those that fit whole into a row, that get new phrases. They keep
     their length: what is too long is cut off, what is missing doesn't count."""
+    new_interruptions: float = 0.0
+    """Likewise, share of those in which a reply is newly spoken over."""
 
     @classmethod
     def of(
@@ -72,6 +75,7 @@ class Layout:
         code_digits: tuple[int, ...] = (),
         user_warp: float = 0.0,
         new_phrases: float = 0.0,
+        new_interruptions: float = 0.0,
     ) -> Layout:
         """`user_delay_frames`: what the tokenizer's encoder is late by when it runs live."""
         of_codebooks = config.delays or [0] * config.num_codebooks
@@ -79,8 +83,8 @@ class Layout:
             tuple(d + user_delay_frames * (channel == config.user_channel) for d in of_codebooks)
             for channel in range(CHANNELS)
         )
-        noise = (user_token_noise, code_digits, user_warp, new_phrases)
-        return cls(row_frames, config.start_id, delays, config.user_channel, *noise)
+        changes = (user_token_noise, code_digits, user_warp, new_phrases, new_interruptions)
+        return cls(row_frames, config.start_id, delays, config.user_channel, *changes)
 
     def frames_of(self, codes: int) -> int:
         """How many frames a recording of so many becomes."""
@@ -155,12 +159,16 @@ def build_row(
         whole, said = shards[recording], shards.labels(recording)  # [T', 1 or C, D], [T', 1 or C]
         here = slice(at, at + end - begin)
         fits = end - begin == layout.frames_of(len(whole))
-        if splicer and fits and torch.rand((), generator=generator) < layout.new_phrases:
+        if splicer and fits and _happens(layout.new_phrases, generator):
             whole, said = splicer(recording, generator)
+        counts = torch.ones(len(whole), dtype=torch.bool)
+        if said is not None and fits and _happens(layout.new_interruptions, generator):
+            new = interrupt(whole, said, layout.user_channel, generator)
+            whole, said, counts = new or (whole, said, counts)
         if whole.shape[1] == CHANNELS:
             channels = range(CHANNELS)
             kept = warped(whole, layout.user_channel, layout.user_warp, generator)
-            whole, said = whole[kept], None if said is None else said[kept]
+            whole, said, counts = whole[kept], None if said is None else said[kept], counts[kept]
         else:
             only = int(torch.randint(CHANNELS, (1,), generator=generator))
             channels = range(only, only + 1)
@@ -172,6 +180,8 @@ def build_row(
                     into = slice(at + first + shift - begin, at + last + shift - begin)
                     codes[into, channel, d] = whole[first:last, source, d].long()
                     labels[into, channel, d] = codes[into, channel, d]
+                    if channel != layout.user_channel:
+                        labels[into, channel, d][~counts[first:last]] = IGNORE
                     if said is not None and d == 0:
                         hints[into, channel] = said[first:last, source].long()
                         if channel == layout.user_channel:
@@ -190,6 +200,10 @@ def build_row(
     if shards.vocabulary.labels:
         made["hints"] = hints.masked_fill(hints < 0, IGNORE)
     return made
+
+
+def _happens(share: float, generator: torch.Generator) -> bool:
+    return share > 0 and bool(torch.rand((), generator=generator) < share)
 
 
 def one_digit_of(

@@ -16,6 +16,13 @@ import yaml
 from models.common.errors import ConfigError
 
 SCHEDULES = ("cosine", "linear", "constant")
+SHARES = (
+    "validation_share",
+    "user_token_noise",
+    "user_warp",
+    "new_phrases",
+    "new_interruptions",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,8 @@ class DataRecipe:
     """Share of the frames of a person's turn that are left out or doubled, half of it each."""
     new_phrases: float = 0.0
     """Share of the recordings whose repeated phrases are made new ones; see `splice.py`."""
+    new_interruptions: float = 0.0
+    """Share of the recordings in which a reply is newly spoken over; see `interrupt.py`."""
     user_delay_frames: int = 0
     """By how much the person's codes come later than their sound when the model runs live."""
 
@@ -119,7 +128,7 @@ class Recipe:
             raise ConfigError(f"train.betas={list(train.betas)}: two numbers")
         if self.data.row_frames < 2:
             raise ConfigError(f"data.row_frames={self.data.row_frames}: at least 2")
-        for name in ("validation_share", "user_token_noise", "user_warp", "new_phrases"):
+        for name in SHARES:
             if not 0 <= getattr(self.data, name) < 1:
                 raise ConfigError(f"data.{name}={getattr(self.data, name)}: a share, from 0 to 1")
         for name in ("rows", "accumulation", "log_steps", "validate_steps", "save_steps"):

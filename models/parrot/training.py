@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -43,6 +44,7 @@ from models.parrot.trainer import AdditiveCodes, DualTrainer, Schedule
 log = logging.getLogger(__name__)
 
 NO_LIMIT_STEPS = 2**40
+OVERRIDE = re.compile(r"\w+(\.\w+)+=.*", re.DOTALL)
 RECIPE_FILE, RUN_FILE = "recipe.yaml", "run.json"
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "numpy")
 
@@ -90,6 +92,7 @@ def train(run: Run) -> dict[str, float]:
         recipe.data.code_digits,
         recipe.data.user_warp,
         recipe.data.new_phrases,
+        recipe.data.new_interruptions,
     )
     held_out = frozenset[str]()
     if not run.validation_data:
@@ -157,13 +160,16 @@ def make_model(recipe: Recipe, vocabulary: Vocabulary) -> DualChannelModel:
 
 def _possible(recipe: Recipe, vocabulary: Vocabulary) -> Recipe:
     """Without what only labels make possible, where the shards have none, as recordings have."""
-    if vocabulary.labels or not (recipe.train.hint_weight or recipe.data.new_phrases):
+    data, train = recipe.data, recipe.train
+    if vocabulary.labels or not (train.hint_weight or data.new_phrases or data.new_interruptions):
         return recipe
-    log.warning("the shards don't say what is spoken in them: no hints, no new phrases")
+    log.warning(
+        "the shards don't say what is spoken in them: no hints, no new phrases or interruptions"
+    )
     return replace(
         recipe,
-        train=replace(recipe.train, hint_weight=0.0),
-        data=replace(recipe.data, new_phrases=0.0),
+        train=replace(train, hint_weight=0.0),
+        data=replace(data, new_phrases=0.0, new_interruptions=0.0),
     )
 
 
@@ -192,7 +198,9 @@ def _check_channels(stage: str, vocabulary: Vocabulary) -> None:
 def _validation(
     run: Run, shards: Shards, held_out: frozenset[str], layout: Layout
 ) -> ValidationRows | None:
-    clean = replace(layout, user_token_noise=0.0, user_warp=0.0, new_phrases=0.0)
+    clean = replace(
+        layout, user_token_noise=0.0, user_warp=0.0, new_phrases=0.0, new_interruptions=0.0
+    )
     limit = run.recipe.data.validation_rows
     if run.validation_data:
         others = Shards(run.validation_data)
@@ -353,13 +361,15 @@ def main(stage: str, default_recipe: str, description: str) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.name=value", help="on top of the recipe"
     )
-    arguments = parser.parse_intermixed_args()
+    # Sorted out first: behind `--input_data DIR ...` they would be taken for folders.
+    overrides = [given for given in sys.argv[1:] if OVERRIDE.fullmatch(given)]
+    arguments = parser.parse_intermixed_args([g for g in sys.argv[1:] if g not in overrides])
     named = configs / f"{arguments.config}.yaml"
     path = named if named.exists() else Path(arguments.config)
     if arguments.resume and (arguments.output_dir / RECIPE_FILE).exists():
         path = arguments.output_dir / RECIPE_FILE
     try:
-        recipe = Recipe.load(path, arguments.overrides)
+        recipe = Recipe.load(path, [*overrides, *arguments.overrides])
         train(
             Run(
                 recipe,

@@ -131,7 +131,7 @@ def test_recordings_without_labels_are_trained_on_without_them(
     made = recipe({"hint_weight": 0.5, "max_steps": 2})
     made = dataclasses.replace(made, data=dataclasses.replace(made.data, new_phrases=0.5))
     train(Run(made, [shards(tmp_path / "data")], tmp_path / "out"))
-    assert "no hints, no new phrases" in caplog.text
+    assert "no hints, no new phrases or interruptions" in caplog.text
     ran = Recipe.load(tmp_path / "out/recipe.yaml")
     assert ran.train.hint_weight == ran.data.new_phrases == 0
 

@@ -1,0 +1,83 @@
+"""Replies that are newly spoken over."""
+
+import pytest
+
+pytest.importorskip("torch", reason="models need torch")
+pytest.importorskip("espeakng_loader", reason="dialogues are spoken by eSpeak NG")
+
+import torch
+from torch import Tensor
+
+from models.parrot.interrupt import HEARD_FRAMES, ONSET_FRAMES, SOONEST_FRAMES, interrupt, passed
+from models.parrot.labels import FIRST_WORD, NOT_SPEAKING, UNKNOWN
+from models.parrot.splice import runs
+
+WORD, REPLY, LATER = FIRST_WORD + 1, FIRST_WORD + 2, FIRST_WORD + 3
+
+
+def labels_of(person: list[tuple[int, int]], agent: list[tuple[int, int]]) -> Tensor:
+    """Each channel as (label, frames). [T, 2]"""
+    return torch.stack(
+        [torch.tensor([v for v, n in each for _ in range(n)]) for each in (person, agent)], 1
+    )
+
+
+def dialogue() -> Tensor:
+    return labels_of(
+        [(0, 5), (WORD, 10), (0, 45), (LATER, 10), (0, 30)],
+        [(0, 21), (REPLY, 25), (0, 30), (LATER, 10), (0, 14)],
+    )
+
+
+def codes_of(labels: Tensor) -> Tensor:
+    """Every frame of a channel a code of its own. [T, 2] -> [T, 2, 1]"""
+    return torch.arange(labels.numel()).view(-1, 2, 1)
+
+
+def made(seed: int, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    found = interrupt(codes_of(labels), labels, 0, torch.Generator().manual_seed(seed))
+    assert found is not None
+    return found
+
+
+def test_only_replies_that_the_person_lets_pass_count() -> None:
+    assert passed(dialogue(), 0) == [(21, 46, 60, 76)]
+    with_listener = dialogue()
+    with_listener[30:34, 0] = WORD
+    assert passed(with_listener, 0) == []
+    last = dialogue()[:60]  # nobody speaks after it
+    assert passed(last, 0) == []
+    assert interrupt(codes_of(last), last, 0, torch.Generator()) is None
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_next_turn_comes_over_the_reply_and_ends_it(seed: int) -> None:
+    old = dialogue()
+    codes, labels, counts = made(seed, old)
+    assert len(codes) == len(labels) == len(counts) < len(old)
+    onset = next(run.start for run in runs(labels[:, 0]) if run.label == LATER)
+    moved = 60 - onset
+    assert len(codes) == len(old) - moved
+    spoken = labels[:, 1] != NOT_SPEAKING
+    stop = next(t for t in range(onset, len(labels)) if not spoken[t])
+    assert 21 + HEARD_FRAMES <= onset < stop <= 46
+    assert stop - onset >= SOONEST_FRAMES[0]
+    # Each channel is what it was, but for frames that are left out; their later parts together.
+    numbers = codes[..., 0] // 2
+    assert numbers[: onset - ONSET_FRAMES, 0].tolist() == list(range(onset - ONSET_FRAMES))
+    assert numbers[onset - ONSET_FRAMES :, 0].tolist() == list(range(60 - ONSET_FRAMES, len(old)))
+    assert numbers[:stop, 1].tolist() == list(range(stop))
+    assert numbers[stop:, 1].tolist() == list(range(stop + moved, len(old)))
+    assert torch.equal(labels[stop:, 1], old[stop + moved :, 1])
+    # What doesn't count is in the reply, behind the moment at which it might have stopped.
+    skipped = (~counts).nonzero()[:, 0].tolist()
+    if skipped:
+        assert onset + SOONEST_FRAMES[0] <= skipped[0] <= onset + SOONEST_FRAMES[1]
+        assert skipped == list(range(skipped[0], skipped[-1] + 1))
+        assert skipped[-1] < stop
+        assert (labels[skipped, 1] == UNKNOWN).all()
+
+
+def test_half_of_them_are_late() -> None:
+    late = [bool((~made(seed, dialogue())[2]).any()) for seed in range(200)]
+    assert 70 < sum(late) < 130

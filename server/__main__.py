@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -81,6 +82,10 @@ async def serve(
     try:
         await asyncio.to_thread(pipeline.start, options.load_timeout_s)
         hub = build_hub(options, choice, pipeline, metrics, loop)
+        # What has been loaded stays: to look through it again would stop all threads at once, for
+        # a tenth of a second with model libraries.
+        gc.collect()
+        gc.freeze()
         server = Server(
             uvicorn.Config(
                 app.build(hub),

@@ -274,7 +274,7 @@ class TorchEngine:
 
     def _draw(self, hidden: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         """Our next frame, codes only, and what is due behind it. [n, P, H] -> [n, D] each"""
-        logits = self._model.predict(hidden)[:, 0, 1 - self._config.user_channel]  # [n, D, K]
+        logits = self._model.predict(hidden, 1 - self._config.user_channel)[:, 0]  # [n, D, K]
         codes = logits[..., : self._config.codebook_size]
         state, sampling = self._state, self._sampling
         last, before = state.last[rows], state.due[rows]

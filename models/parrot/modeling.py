@@ -179,19 +179,29 @@ class DualChannelModel(PreTrainedModel):
             middle = output.hidden_states[self.hints.middle : self.hints.middle + 2]
         return output.last_hidden_state, middle
 
-    def predict(self, hidden: Tensor) -> Tensor:
-        """[B, L, H] -> [B, T, C, D, K], from the head's rows for speech alone."""
+    def predict(self, hidden: Tensor, channel: int | None = None) -> Tensor:
+        """[B, L, H] -> [B, T, C, D, K], from the head's rows for speech alone; or one channel's,
+        [B, T, D, K]"""
         base, depth = self.config.base_vocab_size, self.config.num_codebooks
         weight = self.lm_head.weight[base:].view(-1, depth, self.config.slot_size, hidden.shape[-1])
+        bias = self.lm_head.bias
+        if bias is not None:
+            bias = bias[base:].view(-1, depth, self.config.slot_size)
+        if channel is not None:
+            weight = weight.expand(CHANNELS, -1, -1, -1)[channel, None]
+            bias = None if bias is None else bias.expand(CHANNELS, -1, -1)[channel, None]
         if self.config.join == "sum":
-            logits = torch.einsum("bth,cdkh->btcdk", hidden, weight)
+            flat = nn.functional.linear(hidden, weight.flatten(0, 2))
+            logits = flat.unflatten(-1, weight.shape[:3])
         else:
             by_slot = hidden.unflatten(1, (-1, CHANNELS, depth))  # [B, L, H] -> [B, T, C, D, H]
-            weight = weight.expand(CHANNELS, -1, -1, -1)  # [C or 1, D, K, H] -> [C, D, K, H]
+            if channel is not None:
+                by_slot = by_slot[:, :, channel, None]
+            weight = weight.expand(by_slot.shape[2], -1, -1, -1)
             logits = torch.einsum("btcdh,cdkh->btcdk", by_slot, weight)
-        if self.lm_head.bias is not None:
-            logits = logits + self.lm_head.bias[base:].view(-1, depth, self.config.slot_size)
-        return logits
+        if bias is not None:
+            logits = logits + bias
+        return logits if channel is None else logits[:, :, 0]
 
     def slot_embeds(self) -> Tensor:
         """What the slots of a frame add to queries and keys. [S, E]"""

@@ -93,6 +93,19 @@ def test_swapped_channels_swap_the_outputs(
 
 
 @EVERY
+@pytest.mark.parametrize("channel", [A, B])
+def test_one_channel_is_predicted_as_both_are(
+    backbone: type[DualChannelModel], shape: dict[str, Any], channel: int
+) -> None:
+    for shared in {False, shape["join"] == "pair"}:
+        model = tiny.model(backbone, **shape, share_tokens=shared)
+        hidden = torch.randn(2, 3 * model.config.tokens_per_frame, model.config.hidden_size)
+        with torch.no_grad():
+            both, one = model.predict(hidden), model.predict(hidden, channel)
+        torch.testing.assert_close(one, both[:, :, channel], **tiny.EXACT)
+
+
+@EVERY
 def test_sdpa_is_eager(backbone: type[DualChannelModel], shape: dict[str, Any]) -> None:
     fast, plain = tiny.model(backbone, **shape), tiny.model(backbone, "eager", **shape)
     frames = tiny.codes(fast)

@@ -8,15 +8,16 @@ noisy room; the agent does what it ought to do, in time. A dialogue is a functio
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.common.errors import ConfigError
+from models.common.settings import load_yaml, read
 from models.parrot import domain
 from models.parrot.labels import FIRST_WORD, NOT_SPEAKING, PAUSING, UNKNOWN
 from models.parrot.rooms import EVENTS, Range, Room, RoomOptions, draw_room, heard_in, sound
@@ -193,13 +194,8 @@ class Dialogue:
 
 def load_options(path: Path) -> DialogueOptions:
     """From YAML; what it doesn't name keeps its default. Raises ConfigError."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    options: DialogueOptions = _options_of(DialogueOptions, content, str(path))
+    options: DialogueOptions = read(DialogueOptions, load_yaml(path), "")
+    _check(options)
     return options
 
 
@@ -448,33 +444,16 @@ def _faded_out(clip: Clip, end: int) -> Clip:
     return Clip(samples, clip.first, end, tuple(word for word in clip.words if word[1] < end))
 
 
-def _options_of(kind: Any, content: object, where: str) -> Any:
-    """An options dataclass. Raises ConfigError at a name or a value that it can't have."""
-    if not isinstance(content, dict):
-        raise ConfigError(f"{where}: not a mapping of options")
-    known = {f.name: f for f in fields(kind)}
-    values: dict[str, Any] = {}
-    default = kind()
-    for name, value in content.items():
-        if name not in known:
-            raise ConfigError(f"{where}: there is no option {name!r}")
-        usual = getattr(default, name)
-        if is_dataclass(usual):
-            values[name] = _options_of(type(usual), value, f"{where}: {name}")
-        elif isinstance(usual, tuple):
-            values[name] = _range(value, f"{where}: {name}")
-        elif isinstance(value, int | float) and value >= 0:
-            values[name] = float(value)
-        else:
-            raise ConfigError(f"{where}: {name} has to be a number of 0 or more, not {value!r}")
-    return kind(**values)
-
-
-def _range(value: object, where: str) -> Range:
-    match value:
-        case [int() | float() as low, int() | float() as high] if low <= high:
-            return float(low), float(high)
-    raise ConfigError(f"{where} has to be [lowest, highest], not {value!r}")
+def _check(options: DialogueOptions | RoomOptions) -> None:
+    """Raises ConfigError at a value that can't be."""
+    for option in fields(options):
+        match getattr(options, option.name):
+            case RoomOptions() as room:
+                _check(room)
+            case (low, high) if low > high:
+                raise ConfigError(f"{option.name}=[{low}, {high}]: has to be [lowest, highest]")
+            case float(value) if value < 0:
+                raise ConfigError(f"{option.name}={value}: has to be a number of 0 or more")
 
 
 if __name__ == "__main__":

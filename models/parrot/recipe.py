@@ -7,13 +7,14 @@ value of the wrong type, is a `ConfigError` that says which.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self, get_type_hints
+from typing import Any, Self
 
 import yaml
 
 from models.common.errors import ConfigError
+from models.common.settings import load_yaml, read
 
 SCHEDULES = ("cosine", "linear", "constant")
 SHARES = (
@@ -138,15 +139,10 @@ class Recipe:
     @classmethod
     def load(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
         """A recipe file, and `section.name=value` on top. Raises `ConfigError`."""
-        try:
-            content = yaml.safe_load(path.read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: {error}") from error
-        if not isinstance(content, dict):
-            raise ConfigError(f"{path}: not sections with names and values")
+        content = load_yaml(path)
         for override in overrides:
             _override(content, override)
-        recipe: Self = _read(cls, content, "")
+        recipe: Self = read(cls, content, "")
         return recipe
 
     def dump(self) -> str:
@@ -165,36 +161,6 @@ def _override(content: dict[str, Any], override: str) -> None:
         if not isinstance(content, dict):
             raise ConfigError(f"{override!r}: {section} is no section")
     content[last] = yaml.safe_load(value)
-
-
-def _read(kind: Any, content: Any, name: str) -> Any:
-    """`content` as the dataclass, dictionary, tuple or plain value that `kind` asks for."""
-    if hasattr(kind, "__dataclass_fields__"):
-        if not isinstance(content, dict):
-            raise ConfigError(f"{name}={content!r}: a section with names and values")
-        hints = get_type_hints(kind)
-        unknown = content.keys() - {f.name for f in fields(kind)}
-        if unknown:
-            raise ConfigError(f"{name or 'the recipe'} knows no {', '.join(sorted(unknown))}")
-        prefix = f"{name}." if name else ""
-        return kind(
-            **{key: _read(hints[key], value, prefix + key) for key, value in content.items()}
-        )
-    if kind is float and isinstance(content, str):  # YAML 1.1 takes 1e-3 for a word
-        try:
-            return float(content)
-        except ValueError:
-            raise ConfigError(f"{name}={content!r}: a number") from None
-    if kind is float and isinstance(content, int) and not isinstance(content, bool):
-        return float(content)
-    origin = getattr(kind, "__origin__", None)
-    if origin is tuple and isinstance(content, list | tuple):
-        return tuple(_read(kind.__args__[0], value, name) for value in content)
-    if origin is dict and isinstance(content, dict):
-        return content
-    if origin is None and type(content) is kind:
-        return content
-    raise ConfigError(f"{name}={content!r}: of the wrong type")
 
 
 def _plain(value: Any) -> Any:

@@ -259,12 +259,15 @@ def test_the_agent_is_silent_on_noise() -> None:
 def test_options_are_named_and_in_range(tmp_path: Path) -> None:
     path = tmp_path / "options.yaml"
     for content, complaint in (
-        ("pauses_s: [0, 1]", "'pauses_s'"),
-        ("pause_s: [1, 0.2]", "pause_s"),
-        ("room: {snr_db: 12}", "room: snr_db"),
-        ("room: {colour: 1}", "'colour'"),
-        ("phrase_share: often", "phrase_share"),
-        ("- 1", "mapping"),
+        ("pauses_s: [0, 1]", "there is no pauses_s"),
+        ("pause_s: [1, 0.2]", "lowest, highest"),
+        ("pause_s: [0.2, 1, 2]", "2 values"),
+        ("room: {snr_db: 12}", "room.snr_db=12"),
+        ("room: {snr_db: [5, 4]}", "snr_db"),
+        ("room: {colour: 1}", "there is no room.colour"),
+        ("phrase_share: often", "phrase_share='often'"),
+        ("phrase_share: -1", "phrase_share"),
+        ("- 1", "no names with values"),
     ):
         path.write_text(content)
         with pytest.raises(ConfigError, match=complaint):

@@ -320,13 +320,13 @@ def test_shipped_recipes_are_read() -> None:
     ("override", "complaint"),
     [
         ("train.rows", "section.name=value"),
-        ("train.colour=3", "train knows no colour"),
+        ("train.colour=3", "there is no train.colour"),
         ("train.rows=many", "train.rows='many'"),
         ("train.rows=0", "at least 1"),
         ("train.schedule=sine", "cosine"),
         ("train.max_minutes=0", "max_steps, max_epochs or max_minutes"),
         ("data.user_token_noise=1.5", "a share"),
-        ("colours.red=1", "the recipe knows no colours"),
+        ("colours.red=1", "there is no colours"),
         ("train.betas=[0.9]", "two numbers"),
     ],
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -344,6 +345,7 @@ def live_figures(live: Live) -> dict[str, Any]:
 
 def print_live(found: dict[str, Any]) -> None:
     late, sent, cpu = found["audio_late_ms"], found["generator_lateness_ms"], found["cpu_cores"]
+    failures = Counter(found["failures"])
     rows: list[list[Cell]] = [
         ["sessions that speak all the time", found["sessions"]],
         ["seconds", found["seconds"]],
@@ -357,7 +359,7 @@ def print_live(found: dict[str, Any]) -> None:
         ["the clients' own p50 p95 max", _list([sent.p50, sent.p95, sent.max])],
         ["server's CPU per tick (ms)", two_places(found["server_cpu_ms_per_tick"])],
         ["CPU: server, clients, others (cores)", _list([cpu.server, cpu.generator, cpu.others])],
-        ["failures", ", ".join(found["failures"]) or "none"],
+        ["failures", "; ".join(f"{n} × {f}" for f, n in failures.items()) or "none"],
         [f"p99 inside {FRAME_MS:.0f} ms, none left out", "yes" if found["holds"] else "NO"],
     ]
     print("\n" + table(("live", ""), rows))

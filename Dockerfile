@@ -7,9 +7,9 @@ RUN python -m venv /opt/parley \
     && /opt/parley/bin/pip install --no-cache-dir --no-deps -r /tmp/requirements-nodeps.txt
 
 FROM packages AS packages-cpu
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 COPY requirements.txt /tmp/
-RUN /opt/parley/bin/pip install --no-cache-dir \
-        --index-url https://download.pytorch.org/whl/cpu torch==2.13.0 \
+RUN /opt/parley/bin/pip install --no-cache-dir --index-url "$TORCH_INDEX" torch==2.13.0 \
     && /opt/parley/bin/pip install --no-cache-dir -r /tmp/requirements.txt
 
 # The torch of the package index is the CUDA build and brings the CUDA libraries.
@@ -22,7 +22,7 @@ WORKDIR /srv/parley
 COPY handlers handlers
 COPY models models
 COPY server server
-RUN useradd --system --uid 10001 parley && install -d -o parley /models
+RUN useradd --uid 10001 parley && install -d -o parley /models
 USER 10001
 ENV PATH=/opt/parley/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/models
 EXPOSE 8765
@@ -30,7 +30,8 @@ EXPOSE 8765
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30m \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8765/healthz')"]
 # Reachable from outside the container, so a key is needed: docker run -e PARLEY_API_KEY=… -p …
-ENTRYPOINT ["python", "-m", "server", "--host", "0.0.0.0"]
+# docker stop kills after 10 s.
+ENTRYPOINT ["python", "-m", "server", "--host", "0.0.0.0", "--drain_s", "8"]
 
 FROM server AS cpu
 COPY --from=packages-cpu /opt/parley /opt/parley

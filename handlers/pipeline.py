@@ -224,6 +224,10 @@ class Pipeline(_Stages):
         return languages
 
 
+EAR_GATHER_S = 0.032
+"""A window of the VAD. Where the ear only tells the client what it hears, one call is for all."""
+
+
 class DuplexPipeline(_Stages):
     """The stages of the duplex brain, and an ear and STT beside it for what the client is told.
 
@@ -244,7 +248,8 @@ class DuplexPipeline(_Stages):
         options: ParrotOptions = choice.options["parrot"]
         build = _builder(choice, emit, observer)
         self.stt = build("stt")
-        self.ear = build("vad", forward=self.stt.put)
+        words = choice.backends["stt"] != "none"  # without them no pause is judged by the voice
+        self.ear = build("vad", forward=self.stt.put, prosody=words, least_gather_s=EAR_GATHER_S)
         links: dict[str, Any] = {"emit": emit, "observer": observer}
         self.decoder = DuplexDecoder(options, parts, forward=self.attend, **links)
         self.lm = DuplexModel(options, parts, forward=self.decoder.put, **links)

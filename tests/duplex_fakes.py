@@ -40,6 +40,7 @@ class LoudnessTokenizer:
     codebook_size = LEVELS + 1
     encode_latency_frames = decode_latency_frames = 0
     frame_rate_hz = 25.0
+    traceable = True
 
     def encoder_state(self, rows: int) -> RowState:
         return RowState(rows)

@@ -83,10 +83,14 @@ class DuplexEncoder(DuplexStage):
         self._resampler = FrameResampler(
             RATE_HZ, speech.sample_rate_hz, self._frame_samples, options.rows
         )
-        self._bank = RowBank(speech.encode, speech.encoder_state, options.rows, self.parts.device)
-        self._bank.open(0)
-        self._bank.step({0: torch.zeros(speech.frame_samples)})  # the first call is a slow one
-        self._bank.close(0)
+        self._bank = RowBank(
+            speech.encode,
+            speech.encoder_state,
+            options.rows,
+            self.parts.device,
+            traced=speech.traceable,
+        )
+        self._bank.warm_up(torch.zeros(speech.frame_samples))
 
     def process(self, batch: Sequence[Message]) -> Iterable[Message]:
         now_s = self.clock()

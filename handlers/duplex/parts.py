@@ -115,7 +115,8 @@ class Checkpoint:
         self._check_codes(model.config)
         window = self._options.window_frames
         memory = Memory(frames=window) if window else None
-        return TorchEngine(model, self._options.rows, memory=memory, sampling=sampling)
+        rows = self._options.rows
+        return TorchEngine(model, rows, memory=memory, sampling=sampling, traced=True)
 
     def _vllm(self, sampling: Sampling) -> DuplexLM:
         if importlib.util.find_spec("vllm") is None:

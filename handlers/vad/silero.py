@@ -6,7 +6,7 @@ import importlib.util
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -110,7 +110,7 @@ class _Listening:
     sent: int
     language: str | None
     paused: bool = False
-    tracker: ProsodyTracker = field(default_factory=ProsodyTracker)
+    tracker: ProsodyTracker | None = None
 
 
 class _Stream:
@@ -206,7 +206,9 @@ class SileroEar(Handler[_Stream]):
     fails as `stt_overloaded`.
 
     After a `Finish` the audio pauses until there is speech again, then goes on `speech_pad_ms`
-    before it: STT decodes no long silences, in which it would hear words.
+    before it: STT decodes no long silences, in which it would hear words. Without `prosody` it does
+    not listen to how the voice ends: half of its work while somebody speaks. `least_gather_s`: how
+    long audio may wait for that of others, where nothing waits for the ear.
     """
 
     stage: ClassVar[str] = "vad"
@@ -219,10 +221,14 @@ class SileroEar(Handler[_Stream]):
         emit: Emit,
         forward: Callable[[Message], None],
         observer: Observer | None = None,
+        prosody: bool = True,
+        least_gather_s: float = 0.0,
     ) -> None:
         super().__init__(emit, observer=observer)
         self.options = options
         self._forward = forward
+        self._prosody = prosody
+        self._least_gather_s = self._min_interval_s = least_gather_s
         self._active: dict[_Stream, None] = {}  # those with something waiting, in turn
         self._look_back = round(options.look_back_s * EAR_RATE_HZ)
         self._max_look_back = round(options.max_look_back_s * EAR_RATE_HZ)
@@ -243,7 +249,7 @@ class SileroEar(Handler[_Stream]):
 
     def _pace(self, sessions: int) -> None:
         gather_s = min(GATHER_MAX_S, GATHER_S_PER_SESSION * (sessions - 1))
-        self._min_interval_s = max(0.0, gather_s)
+        self._min_interval_s = max(self._least_gather_s, gather_s)
 
     def process(self, batch: Sequence[Message]) -> Iterable[Message]:
         for message in batch:
@@ -300,7 +306,8 @@ class SileroEar(Handler[_Stream]):
                     stream.keep_from = None if keep is None else stream.ear_position(keep)
                 case Listen(_, utterance, start_sample, language):
                     start = stream.ear_position(start_sample)
-                    stream.listening = _Listening(utterance, start, language)
+                    tracker = ProsodyTracker() if self._prosody else None
+                    stream.listening = _Listening(utterance, start, language, tracker=tracker)
                     self._send_on(stream)
                 case Finish() as finish:
                     self._conclude(stream, finish)
@@ -349,8 +356,9 @@ class SileroEar(Handler[_Stream]):
         found = stream.from_position(listening.sent)
         if not found:
             return
-        for samples, probability in found:
-            listening.tracker.push(samples, probability)
+        if listening.tracker is not None:
+            for samples, probability in found:
+                listening.tracker.push(samples, probability)
         pieces = [samples for samples, _ in found]
         self._pass(stream, pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
         listening.sent = stream.ear_samples
@@ -366,7 +374,7 @@ class SileroEar(Handler[_Stream]):
                 self._pass(stream, rest)
                 listening.sent = max(listening.sent, stream.ear_samples) + len(rest)
         listening.paused = True
-        prosody = listening.tracker.describe()
+        prosody = listening.tracker.describe() if listening.tracker else None
         self._pass(stream, Conclude(finish.utterance, finish.revision, prosody))
 
     def _pass(self, stream: _Stream, item: Samples | Conclude) -> None:

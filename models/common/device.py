@@ -26,12 +26,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def row_counts(rows: int) -> list[int]:
-    """Numbers of rows that a graph is made for: powers of two, and all."""
+    """Numbers of rows that a graph, or a traced step, is made for: powers of two, and all."""
     return [2**power for power in range((rows - 1).bit_length())] + [rows]
 
 
 def captured(
-    advance: Callable[[slice, int], None], rows: int, extents: Iterable[int], device: torch.device
+    advance: Callable[[slice, int], object], rows: int, extents: Iterable[int], device: torch.device
 ) -> Graphs:
     """A graph of `advance(rows, slots)` for every number of rows and of slots.
 

@@ -38,6 +38,7 @@ class MimiTokenizer(TokenizerBase):
     name = "mimi"
     encode_latency_frames = 0
     decode_latency_frames = 0
+    traceable = True
 
     def __init__(self, model: MimiModel, num_codebooks: int = 8) -> None:
         config = model.config
@@ -165,8 +166,9 @@ class _Pass:
         keys = self._ring((attention, "k"), k, steps, attention.sliding_window)
         values = self._ring((attention, "v"), v, steps, attention.sliding_window)
         seen = _seen(steps, keys.shape[2], attention.sliding_window)[:, None]
+        grouped = bool(k.shape[1] != q.shape[1])  # traced, a shape is no plain number
         out = nnf.scaled_dot_product_attention(
-            q, keys, values, seen, scale=attention.scaling, enable_gqa=k.shape[1] != q.shape[1]
+            q, keys, values, seen, scale=attention.scaling, enable_gqa=grouped
         )
         projected: Tensor = attention.o_proj(out.transpose(1, 2).reshape(rows, length, -1))
         return projected

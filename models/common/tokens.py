@@ -27,6 +27,11 @@ class RowState:
         """A call is about so many rows, the first ones; the others are left alone."""
         self._kept: dict[Hashable, Tensor] = {}
 
+    @property
+    def tensors(self) -> dict[Hashable, Tensor]:
+        """All that was made so far, [capacity, ...] each, by whose they are."""
+        return self._kept
+
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
         """Copies a row over another one."""
@@ -93,6 +98,8 @@ class SpeechTokenizer(Protocol):
     codebook_size: int
     encode_latency_frames: int
     decode_latency_frames: int
+    traceable: bool
+    """With a state, no decision of a call depends on what is in a tensor."""
 
     @property
     def frame_rate_hz(self) -> float: ...
@@ -127,6 +134,7 @@ class TokenizerBase:
     frame_samples: int
     num_codebooks: int
     codebook_size: int
+    traceable = False
 
     @property
     def frame_rate_hz(self) -> float:

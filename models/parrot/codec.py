@@ -95,6 +95,7 @@ class TinyCodec(nn.Module, TokenizerBase):
 
     name = "tiny"
     num_codebooks = 1
+    traceable = True
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()

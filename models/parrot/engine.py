@@ -21,6 +21,7 @@ from models.common.device import captured, row_counts
 from models.common.errors import ConfigError, FrameLengthError, ModelError, VocabularyError
 from models.common.ring import RingCache, RingView
 from models.common.sampling import Sampling, sample, speak_or_rest
+from models.common.traced import SETTLING_CALLS, TracedStep, can_trace
 from models.parrot.attention import attend
 from models.parrot.config import CHANNELS, DualChannelConfig
 from models.parrot.modeling import DualChannelModel
@@ -28,6 +29,9 @@ from models.parrot.modeling import DualChannelModel
 CHUNK_FRAMES = 32
 """An heir reads at least so many at a step: about what a step of as many rows costs."""
 
+
+TRACED_SLOTS = 256
+"""Traced steps are made for multiples of so many slots."""
 
 LONGEST_WINDOW = 2048
 """Frames that a session looks back at unless more are asked for."""
@@ -121,7 +125,9 @@ class TorchEngine:
     Live sessions stand in the first rows, side by side: when one leaves, the last one moves into
     its row. A step runs over the rows from the first that has work to the last; those between
     that have none don't advance. Without `memory` it looks back as far as it was trained to, by
-    its `max_position_embeddings`. Raises `ConfigError` where `memory` doesn't fit `rows`.
+    its `max_position_embeddings`. `traced`: on a CPU, a step is one call (`models.common.traced`),
+    for which it takes about 0.3 s to get ready for each power of two up to `rows`. Raises
+    `ConfigError` where `memory` doesn't fit `rows`.
     """
 
     def __init__(
@@ -131,6 +137,7 @@ class TorchEngine:
         *,
         memory: Memory | None = None,
         sampling: Sampling | None = None,
+        traced: bool = False,
     ) -> None:
         config: DualChannelConfig = model.config
         if rows < 1:
@@ -171,11 +178,13 @@ class TorchEngine:
         """Frames in each live row, as the position says on the device."""
         self._heir: _Heir | None = None
         self._granule = -(-self._ring.slots // 64) * 8 if pinned else 1
-        self._graphs = (
-            captured(self._advance, self._capacity, self._ring.extents(self._granule), self._device)
-            if pinned
-            else None
-        )
+        self._graphs = self._steps = None
+        if pinned:
+            extents = self._ring.extents(self._granule)
+            self._graphs = captured(self._advance, rows, extents, device)
+        elif traced and can_trace(device):
+            self._granule = TRACED_SLOTS
+            self._steps = self._traced()
 
     @torch.no_grad()
     def open(self, session: Hashable, prefix: Tensor | None = None, *, seed: int = 0) -> None:
@@ -219,13 +228,15 @@ class TorchEngine:
         self._state.user.copy_(staged_user, non_blocking=True)
         self._state.active.copy_(staged_active, non_blocking=True)
         slots = self._ring.extent(max(self._seen[row] for row in rows), self._granule)
-        if self._graphs is None:
-            self._advance(slice(min(rows), max(rows) + 1), slots)
-        else:
-            count = next(n for n in row_counts(self._capacity) if n > max(rows))
+        count = next(n for n in row_counts(self._capacity) if n > max(rows))
+        if self._graphs is not None:
             self._graphs[count, slots].replay()
             chosen.copy_(self._state.last, non_blocking=True)
             torch.cuda.current_stream(self._device).synchronize()
+        elif self._steps is not None:
+            self._steps[count, slots]()
+        else:
+            self._advance(slice(min(rows), max(rows) + 1), slots)
         frames = chosen[rows]  # [n, D], a copy
         self._renew()
         return dict(zip(user, frames, strict=True))
@@ -243,8 +254,21 @@ class TorchEngine:
             self._rows[self._sessions[row]] = row
         del self._rows[session], self._sessions[last], self._seen[last]
 
-    def _advance(self, rows: slice, slots: int) -> None:
-        """A step of the active ones of these rows: only tensors of fixed place, no look at them."""
+    def _traced(self) -> dict[tuple[int, int], TracedStep]:
+        """A step for every number of rows and of slots. No row is active while they are made."""
+        steps = {}
+        holders = (vars(self._state), vars(self._ring))
+        for count in row_counts(self._capacity):
+            for slots in self._ring.extents(self._granule):
+                step = TracedStep(partial(self._advance, slice(0, count), slots), holders)
+                for _ in range(SETTLING_CALLS):
+                    step()
+                steps[count, slots] = step
+        return steps
+
+    def _advance(self, rows: slice, slots: int) -> Tensor:
+        """A step of the active ones of these rows: only tensors of fixed place, no look at them.
+        [n, D]"""
         state = self._state
         active, positions = state.active[rows], state.position[rows]
         channels = [state.last[rows]] * CHANNELS
@@ -260,6 +284,7 @@ class TorchEngine:
         state.due[rows] = torch.where(active[:, None], behind, state.due[rows])
         state.position[rows] += active
         state.draws[rows] += active
+        return state.last[rows]
 
     def _read(self, frames: Tensor, row: int, position: int) -> Tensor:
         """Frames [T, C, D] into one row -> [1, L, H]"""

@@ -19,5 +19,5 @@ def load_tokenizer(
     folder = SHIPPED if str(name_or_folder) == "tiny" else Path(name_or_folder)
     if not (folder / CONFIG).is_file():
         raise ArchitectureError(f"{name_or_folder}: no {CONFIG} there")
-    codec: SpeechTokenizer = TinyCodec.load(folder).to(device)
+    codec: SpeechTokenizer = TinyCodec.load(folder).to(device).requires_grad_(False)
     return codec

@@ -237,6 +237,48 @@ def test_a_long_prefix_is_cut_to_its_end() -> None:
     assert torch.equal(live._state.last[0], Alone(model, prefix[-8:]).next)
 
 
+@EVERY
+def test_traced_steps_are_the_plain_ones(
+    backbone: type[DualChannelModel], shape: dict[str, Any]
+) -> None:
+    """As sessions come, stand idle, go, and outlive the memory; two extents of it, too."""
+    memory, model = Memory(frames=20, sinks=2), tiny.model(backbone, **shape)
+    sampling = Sampling(temperature=1.0, top_k=5)
+    plain = TorchEngine(tiny.model(backbone, **shape), 3, memory=memory, sampling=sampling)
+    traced = TorchEngine(model, 3, memory=memory, sampling=sampling, traced=True)
+    assert traced._steps is not None
+    prefix, open_names = tiny.codes(model, rows=1, frames=4)[0], []
+    for t in range(40):
+        for name, begins, ends in (("a", 0, 14), ("b", 3, 99), ("c", 5, 30), ("a", 18, 99)):
+            if t == begins:
+                open_names.append(name)
+                for each in (plain, traced):
+                    each.open(name, prefix if name == "b" else None, seed=t)
+            elif t == ends:
+                open_names.remove(name)
+                for each in (plain, traced):
+                    each.close(name)
+        users = {n: user_frame(model, t + i) for i, n in enumerate(open_names) if (t + i) % 4}
+        wanted, found = plain.step(users), traced.step(users)
+        assert all(torch.equal(found[name], wanted[name]) for name in users), t
+    for name, tensor in vars(plain._state).items():
+        if name not in ("user", "active"):
+            live = traced._state.__dict__[name][: len(open_names)]
+            torch.testing.assert_close(live, tensor[: len(open_names)], **tiny.EXACT)
+
+
+def test_traced_steps_read_no_more_than_they_need() -> None:
+    model = tiny.model()
+    live = TorchEngine(model, 1, memory=Memory(frames=600), traced=True)
+    assert live._steps is not None
+    assert sorted(slots for _, slots in live._steps) == [256, 512, 608]
+    alone = Alone(tiny.model())
+    live.open("a")
+    for t in range(270):  # past the first of them
+        user = user_frame(model, t)
+        assert torch.equal(live.step({"a": user})["a"], alone.step(user)), t
+
+
 def test_a_step_has_no_graph_break() -> None:
     """What can be compiled whole looks at no tensor, so that it can be captured."""
     live, plain = (engine(tiny.model(num_hidden_layers=1)) for _ in range(2))

@@ -81,10 +81,18 @@ async def serve(
     options: ServerOptions, choice: PipelineOptions, sockets: list[socket.socket]
 ) -> None:
     loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(sig, stopping.set)
     metrics = Metrics()
     pipeline = build_pipeline(choice, loop, metrics)
+    loading = asyncio.create_task(asyncio.to_thread(pipeline.start, options.load_timeout_s))
+    stopped = asyncio.create_task(stopping.wait())
     try:
-        await asyncio.to_thread(pipeline.start, options.load_timeout_s)
+        await asyncio.wait((loading, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():  # models may take minutes to come
+            return
+        await loading
         hub = build_hub(options, choice, pipeline, metrics, loop)
         # What has been loaded stays: to look through it again would stop all threads at once, for
         # a tenth of a second with model libraries.
@@ -102,12 +110,8 @@ async def serve(
                 timeout_graceful_shutdown=5,
             )
         )
-        stopping = asyncio.Event()
-        for sig in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(sig, stopping.set)
         watch = asyncio.create_task(metrics.watch_loop())
         serving = asyncio.create_task(server.serve(sockets))
-        stopped = asyncio.create_task(stopping.wait())
         await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
             log.info("draining %d sessions", len(hub.sessions))
@@ -117,6 +121,7 @@ async def serve(
         await serving
     finally:
         await asyncio.to_thread(pipeline.stop)
+        await asyncio.gather(loading, return_exceptions=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CannotServe as error:
         print("; ".join([f"{PROG}: {error}", *hints]), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # while the models were loading
+    except KeyboardInterrupt:  # before there was a loop to tell
         return 130
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -54,9 +55,19 @@ class Endless(Broken):
             raise ValueError("nobody stopped it")
 
 
+class Signalled(Broken):
+    """While it loads, the process is told to stop; what loads does not notice by itself."""
+
+    def setup(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        if not self._ready.wait(PATIENCE_S):
+            raise ValueError("nobody stopped it")
+
+
 @pytest.fixture(autouse=True)
 def stages(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Mapping[str, str]]:
     here = {"broken": f"{__name__}:Broken", "endless": f"{__name__}:Endless"}
+    here["signalled"] = f"{__name__}:Signalled"
     found = pipeline.STAGES | {"stt": pipeline.STAGES["stt"] | here}
     monkeypatch.setattr("server.options.STAGES", found)
     monkeypatch.setattr(pipeline, "STAGES", found)
@@ -141,6 +152,13 @@ def test_stopping_ends_the_wait_for_what_still_loads(monkeypatch: pytest.MonkeyP
     with pytest.raises(CannotServe, match="stt was stopped while it loaded"):
         stage.wait_ready(PATIENCE_S)
     Endless.leave.set()
+
+
+def test_a_signal_ends_loading(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--port", "0", "--stt", "signalled"]) == 0
+    out, err = capfd.readouterr()
+    assert "Parley answers" not in out
+    assert "never retrieved" not in err
 
 
 def test_stages_load_one_after_another(

@@ -30,11 +30,10 @@ from benchmarks.duplex_trials import to_wire_rate
 from benchmarks.measure import AUDIBLE_DBFS
 from benchmarks.report import Cell, environment, environment_lines, table, two_places, write_json
 from handlers.duplex.options import ParrotOptions
-from handlers.duplex.parts import SETTLED_FRAMES
 from handlers.messages import Samples
 from models.common.errors import ModelError
 from models.common.sampling import Sampling
-from models.common.tokens import SpeechTokenizer
+from models.common.tokens import SpeechTokenizer, silent_frame
 from models.parrot import domain
 from models.parrot.dialogues import Dialogue, DialogueOptions, generate, load_options
 from models.parrot.engine import DuplexLM, Memory, TorchEngine
@@ -62,18 +61,13 @@ def held_out(count: int, options: DialogueOptions, first_seed: int = FIRST_SEED)
 def make_engine(model: DualChannelModel, codec: SpeechTokenizer, o: argparse.Namespace) -> DuplexLM:
     """With a row for each dialogue. Raises `ConfigError`."""
     window = o.window or model.config.max_position_embeddings
-    rest = int(resting(codec)) if codec.num_codebooks == 1 else None
+    rest = int(silent_frame(codec)) if codec.num_codebooks == 1 else None
     return TorchEngine(
         model,
         o.dialogues,
         memory=Memory(window, o.keep, o.sinks),
         sampling=Sampling(o.temperature, o.top_k, o.top_p, rest=rest, onset=o.onset),
     )
-
-
-def resting(codec: SpeechTokenizer) -> Tensor:
-    """The frame of silence. [D]"""
-    return codec.encode(torch.zeros(1, SETTLED_FRAMES * codec.frame_samples))[0, -1]
 
 
 def converse(engine: DuplexLM, heard: Sequence[Tensor]) -> list[Tensor]:
@@ -106,7 +100,7 @@ def as_heard(codec: SpeechTokenizer, codes: Tensor, length: int) -> Samples:
     """
     late, step = delay_samples(codec), codec.frame_samples
     channel = np.zeros(max(length, late + len(codes) * step), np.float32)
-    for begin, end in spoken(codes, resting(codec)):
+    for begin, end in spoken(codes, silent_frame(codec)):
         sound = codec.decode(codes[None, begin:end])[0].numpy()
         if begin:
             sound[: SETTLING_FRAMES * step] = 0.0

@@ -8,13 +8,15 @@ from typing import ClassVar
 import numpy as np
 
 from handlers.duplex.stage import DuplexStage
-from handlers.messages import RATE_HZ, Message, Tick, Ticked, Uttered
+from handlers.messages import RATE_HZ, Frame, Message, Tick, Ticked, Uttered
 from handlers.ticket import Ticket
 
 LEVEL_FLOOR = 1e-10  # mean square: -100 dB
 
 
 class DuplexDecoder(DuplexStage):
+    """Whom the model has been silent for has nothing decoded: most of the time, most of them."""
+
     stage: ClassVar[str] = "duplex_decoder"
 
     def load(self) -> None:
@@ -22,9 +24,14 @@ class DuplexDecoder(DuplexStage):
 
         from handlers.duplex.resample import FrameResampler
         from handlers.duplex.rows import RowBank
+        from models.common.tokens import SETTLED_FRAMES, silent_frame
 
         speech, rows = self.parts.tokenizer(), self.options.rows
         self._rows: dict[Ticket, int] = {}
+        self._silent_for: dict[Ticket, int] = {}  # frames
+        self._settled = SETTLED_FRAMES
+        self._silence = tuple(silent_frame(speech, self.parts.device).tolist())
+        self._frame_samples = round(speech.frame_samples * RATE_HZ / speech.sample_rate_hz)
         self._bank = RowBank(
             speech.decode, speech.decoder_state, rows, self.parts.device, traced=speech.traceable
         )
@@ -44,16 +51,27 @@ class DuplexDecoder(DuplexStage):
     def _utter(self, tick: Tick) -> Iterable[Message]:
         for ticket in tick.left:
             self._bank.close(self._rows.pop(ticket))
+            del self._silent_for[ticket]
         for ticket, row in tick.joined:
-            self._rows[ticket] = row
+            self._rows[ticket], self._silent_for[ticket] = row, 0
             self._bank.open(row)
             self._resampler.reset(row)
         if not tick.frames:
             return
-        rows = [self._rows[frame.ticket] for frame in tick.frames]
-        given = {row: frame.codes[None] for row, frame in zip(rows, tick.frames, strict=True)}
-        decoded = self._bank.step(given)
-        sound = self._resampler.push(np.stack([decoded[row].numpy() for row in rows]), rows)
+        sound = np.zeros((len(tick.frames), self._frame_samples), np.float32)
+        awake = [place for place, frame in enumerate(tick.frames) if self._sounds(frame)]
+        if awake:
+            frames = [tick.frames[place] for place in awake]
+            rows = [self._rows[frame.ticket] for frame in frames]
+            given = {row: frame.codes[None] for row, frame in zip(rows, frames, strict=True)}
+            decoded = self._bank.step(given)
+            sound[awake] = self._resampler.push(np.stack([decoded[r].numpy() for r in rows]), rows)
         levels_db = 10 * np.log10(np.maximum(np.square(sound).mean(axis=1), LEVEL_FLOOR))
         for frame, samples, level_db in zip(tick.frames, sound, levels_db.tolist(), strict=True):
             yield Uttered(frame.ticket, frame.number, frame.heard_sample, samples, level_db)
+
+    def _sounds(self, frame: Frame) -> bool:
+        """Not once silence has lasted for so long that the decoder would only go on with it."""
+        silent = tuple(frame.codes.tolist()) == self._silence
+        self._silent_for[frame.ticket] = self._silent_for[frame.ticket] + 1 if silent else 0
+        return self._silent_for[frame.ticket] <= self._settled

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from models.parrot.engine import DuplexLM
 
 PACKAGES = ("torch", "transformers", "safetensors")
-SETTLED_FRAMES = 25
-"""Of silence, after which a tokenizer has forgotten that it just began."""
 FILES = ("config.json", "model.safetensors")
 
 
@@ -137,13 +135,10 @@ class Checkpoint:
 
     def _rest(self) -> int | None:
         """The code of silence, where one code is a whole frame."""
-        import torch
+        from models.common.tokens import silent_frame
 
         speech = self.tokenizer()
-        if speech.num_codebooks > 1:
-            return None
-        silence = torch.zeros(1, SETTLED_FRAMES * speech.frame_samples, device=self.device)
-        return int(speech.encode(silence)[0, -1, 0])
+        return int(silent_frame(speech, self.device)) if speech.num_codebooks == 1 else None
 
     def stop(self) -> None:
         if self._stop is not None:

@@ -5,7 +5,7 @@ R rows, n of them in a call, D codebooks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ Streaming = Callable[[Tensor, RowState, Tensor | None], Tensor]
 
 
 class RowBank:
-    """A tokenizer's state with a row for each of up to `rows` who are there, side by side from the
-    first on: when one leaves, the last one moves into its place. A call runs no other rows, or,
+    """A tokenizer's state with a row for each of up to `rows` who are there, side by side. A call
+    runs those that it is given something for, which are brought to the front, and no others; or,
     `traced`, as many as the next power of two."""
 
     def __init__(
@@ -74,22 +74,27 @@ class RowBank:
 
     def step(self, given: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """A frame of some who are there, on the CPU, [...] each → [...] each."""
-        count = len(self._present)
-        if self._steps:
-            count = next(rows for rows in self._steps if rows >= count)
-        nothing = torch.zeros_like(next(iter(given.values())))
-        frames = [given.get(row, nothing) for row in self._present]
-        batch = torch.stack(frames + [nothing] * (count - len(frames)))
-        made = self._call(batch, [row in given for row in self._present])
-        found = zip(self._present, made, strict=False)
-        return {row: one for row, one in found if row in given}
+        self._bring_forward(given)
+        rows = self._present[: len(given)]
+        made = self._call(torch.stack([given[row] for row in rows]))
+        return dict(zip(rows, made, strict=True))
 
-    def _call(self, batch: Tensor, given: Sequence[bool]) -> Tensor:
+    def _bring_forward(self, given: Container[int]) -> None:
+        wanted = [row in given for row in self._present]
+        front = sum(wanted)
+        away = [place for place in range(front) if not wanted[place]]
+        back = [place for place in range(front, len(wanted)) if wanted[place]]
+        for first, second in zip(away, back, strict=True):
+            self._state.swap(first, second)
+            rows = self._present
+            rows[first], rows[second] = rows[second], rows[first]
+
+    def _call(self, batch: Tensor) -> Tensor:
+        count = len(batch)
         if self._steps:
-            active = torch.zeros(len(batch), dtype=torch.bool)
-            active[: len(given)] = torch.tensor(given)
-            return self._steps[len(batch)](batch, active)
-        some = None if all(given) else torch.tensor(given, device=self._device)
-        self._state.rows = len(batch)
+            size = next(rows for rows in self._steps if rows >= count)
+            more = batch.new_zeros((size - count, *batch.shape[1:]))
+            return self._steps[size](torch.cat((batch, more)), torch.arange(size) < count)[:count]
+        self._state.rows = count
         with torch.no_grad():
-            return self._run(batch.to(self._device), self._state, some).cpu()
+            return self._run(batch.to(self._device), self._state, None).cpu()

@@ -33,6 +33,12 @@ class RowState:
         return self._kept
 
     @torch.inference_mode()
+    def swap(self, first: int, second: int) -> None:
+        """The two rows change places."""
+        for tensor in self._kept.values():
+            tensor[[first, second]] = tensor[[second, first]]
+
+    @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
         """Copies a row over another one."""
         for tensor in self._kept.values():
@@ -163,6 +169,16 @@ class TokenizerBase:
         _check_rows(len(codes), state)
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.codebook_size:
             raise VocabularyError(f"codes outside of 0 … {self.codebook_size - 1}")
+
+
+SETTLED_FRAMES = 25
+"""Of silence, after which a tokenizer has forgotten what was before."""
+
+
+def silent_frame(speech: SpeechTokenizer, device: str = "cpu") -> Tensor:
+    """Its codes, where silence has lasted for a while. [D], on the CPU"""
+    silence = torch.zeros(1, SETTLED_FRAMES * speech.frame_samples, device=device)
+    return speech.encode(silence)[0, -1].cpu()
 
 
 def _check_rows(rows: int, state: RowState | None) -> None:

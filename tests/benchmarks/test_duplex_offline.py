@@ -21,13 +21,14 @@ from benchmarks import duplex_offline
 from benchmarks.duplex import DIALOGUES
 from benchmarks.duplex_dialogues import outcomes
 from benchmarks.duplex_judge import Hearings
-from benchmarks.duplex_offline import as_heard, converse, delay_samples, held_out, resting, spoken
+from benchmarks.duplex_offline import as_heard, converse, delay_samples, held_out, spoken
 from benchmarks.duplex_report import Figures, figures
 from benchmarks.duplex_score import Outcome
 from benchmarks.duplex_trials import to_wire_rate
 from benchmarks.measure import AUDIBLE_DBFS, to_ms
 from handlers.messages import Samples
 from models.common.sampling import Sampling
+from models.common.tokens import silent_frame
 from models.parrot.backbones import DualLlama
 from models.parrot.dialogues import Dialogue, load_options
 from models.parrot.domain import BACKCHANNEL
@@ -144,7 +145,7 @@ def test_silence_left_out_of_the_decoding_is_not_missed(dialogues: list[Dialogue
     agent = next(d for d in dialogues if d.truth.turns[0].reply).agent
     samples = torch.from_numpy(agent[: 8 * RATE_HZ].copy())
     codes = codec.encode(samples[None])[0]
-    parts = spoken(codes, resting(codec))
+    parts = spoken(codes, silent_frame(codec))
     assert 0 < sum(end - begin for begin, end in parts) < len(codes)
     assert all(a[1] < b[0] for a, b in itertools.pairwise(parts))
     late = delay_samples(codec)

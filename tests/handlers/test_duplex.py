@@ -32,7 +32,7 @@ from handlers.messages import (
     Uttered,
 )
 from handlers.ticket import Ticket
-from models.common.tokens import RowState
+from models.common.tokens import SETTLED_FRAMES, RowState
 from server.metrics import Metrics
 from tests.duplex_fakes import FRAME_S, FRAME_SAMPLES, Repeater, Scripted, sound
 
@@ -64,14 +64,14 @@ class TestRowBank:
             bank.open(row)
         assert step({0: 1, 3: 5, 5: 2}) == {0: 1, 3: 5, 5: 2}
         assert step({3: 1}) == {3: 6}
-        bank.close(5)  # the last one moves
+        bank.close(5)  # another one moves
         assert step({0: 1, 3: 1}) == {0: 2, 3: 7}
         bank.open(5)
         assert step({5: 1, 3: 1, 0: 1}) == {0: 3, 3: 8, 5: 1}
         bank.close(5)
         bank.close(3)
         assert step({0: 1}) == {0: 4}
-        assert sizes == [3, 3, 2, 3, 1]
+        assert sizes == [3, 1, 2, 3, 1]  # no other rows
 
 
 class Rig:
@@ -192,6 +192,30 @@ class TestStages:
             assert np.abs(rig.uttered(me)[-1].samples).max() == pytest.approx(
                 0.2 * (n + 1), abs=0.02
             )
+
+    def test_whom_the_model_has_long_been_silent_for_has_nothing_decoded(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rig, quiet, talking = Rig(), ticket("quiet"), ticket("talking")
+        decoded: list[int] = []
+        step = rig.decoder._bank.step
+
+        def counted(given: Any) -> Any:
+            decoded.append(len(given))
+            return step(given)
+
+        monkeypatch.setattr(rig.decoder._bank, "step", counted)
+        again = np.concatenate([sound(0.2, 0.5), sound(1.8, 0.0), sound(1.0, 0.5)])
+        rig.give(Join(quiet), Join(talking), AudioIn(quiet, again, 0))
+        rig.give(AudioIn(talking, sound(3.0, 0.3), 0))
+        rig.run(3.0)
+        assert {1, 2} == set(decoded)
+        asleep = decoded.index(1)
+        assert decoded[asleep:].index(2) == pytest.approx(1.8 / 0.04 - SETTLED_FRAMES, abs=2)
+        loud = [uttered.level_db > -20 for uttered in rig.uttered(quiet)]
+        assert (loud[4], loud[10], any(loud[asleep : asleep + 15])) == (True, False, False)
+        assert all(loud[-17:-3])
+        assert all(uttered.level_db > -20 for uttered in rig.uttered(talking)[3:-3])
 
     def test_a_row_is_free_as_soon_as_somebody_leaves_in_mid_tick(self) -> None:
         rig = Rig(rows=2)

@@ -25,9 +25,9 @@ from server.options import PROG, ServerOptions, parse
 
 log = logging.getLogger("parley")
 
-LONGEST_HOLD_S = 0.0005
+LONGEST_HOLD_S = 0.0001
 """A thread keeps the interpreter's lock so long while others want it. With Python's own 5 ms the
-slowest of a hundred ticks of 16 duplex sessions took twice as long."""
+slowest of a hundred ticks of 16 duplex sessions took two to three times as long."""
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):

@@ -28,7 +28,7 @@ from models.common.errors import VocabularyError
 from models.parrot.config import CHANNELS, DualChannelConfig
 from models.parrot.frames import to_frames
 from models.parrot.hints import words_before
-from models.parrot.interrupt import interrupt
+from models.parrot.interrupt import interrupt, without_echo
 from models.parrot.loss import IGNORE, next_frame_targets
 from models.parrot.shards import Shards, Vocabulary
 from models.parrot.splice import Splicer
@@ -64,6 +64,8 @@ class Layout:
     their length: what is too long is cut off, what is missing doesn't count."""
     new_interruptions: float = 0.0
     """Likewise, share of those in which a reply is newly spoken over."""
+    without_echo: float = 0.0
+    """Likewise, share of those in which no reply returns to the person's channel."""
 
     @classmethod
     def of(
@@ -76,6 +78,7 @@ class Layout:
         user_warp: float = 0.0,
         new_phrases: float = 0.0,
         new_interruptions: float = 0.0,
+        without_echo: float = 0.0,
     ) -> Layout:
         """`user_delay_frames`: what the tokenizer's encoder is late by when it runs live."""
         of_codebooks = config.delays or [0] * config.num_codebooks
@@ -84,7 +87,7 @@ class Layout:
             for channel in range(CHANNELS)
         )
         changes = (user_token_noise, code_digits, user_warp, new_phrases, new_interruptions)
-        return cls(row_frames, config.start_id, delays, config.user_channel, *changes)
+        return cls(row_frames, config.start_id, delays, config.user_channel, *changes, without_echo)
 
     def frames_of(self, codes: int) -> int:
         """How many frames a recording of so many becomes."""
@@ -162,6 +165,8 @@ def build_row(
         if splicer and fits and _happens(layout.new_phrases, generator):
             whole, said = splicer(recording, generator)
         counts = torch.ones(len(whole), dtype=torch.bool)
+        if said is not None and fits and _happens(layout.without_echo, generator):
+            whole = without_echo(whole, said, layout.user_channel, generator)
         if said is not None and fits and _happens(layout.new_interruptions, generator):
             new = interrupt(whole, said, layout.user_channel, generator)
             whole, said, counts = new or (whole, said, counts)

@@ -1,10 +1,15 @@
-"""New interruptions of replies that were not interrupted, as codes, in training only.
+"""What a model needs to yield when it is spoken over, made of codes, in training only.
+
+New interruptions of replies that were not interrupted:
 
 The person's next turn is moved forward into a reply, which breaks off. Where it does, the data's
 agent is prompt; a model that missed its moment is then in a state that it has never seen, takes the
 person's voice for one that isn't meant to interrupt, and talks on. So in part of the new ones the
 agent talks on for a while, which does not count, and stops then: from these a model learns that it
 is never too late to stop.
+
+And replies without their echo: where the data's rooms return a third of all replies, a model takes
+whoever speaks over it for its echo, and is sure of it.
 
 T frames, C = 2 channels, D codebooks.
 """
@@ -31,6 +36,11 @@ ONSET_FRAMES = 3
 """Before a word is audible, its sound is in the codes already, with what is before it."""
 
 
+ECHO_FRAMES = 8
+"""So long after the agent's voice its echo may last."""
+FEWEST_QUIET_FRAMES = 5
+
+
 class Interrupted(NamedTuple):
     codes: Tensor
     """[T', C, D]"""
@@ -38,6 +48,28 @@ class Interrupted(NamedTuple):
     """[T', C]"""
     counts: Tensor
     """Whether what the agent says counts. [T'] bool"""
+
+
+def without_echo(codes: Tensor, labels: Tensor, user: int, generator: torch.Generator) -> Tensor:
+    """The person's silence while the agent speaks, as it is when nobody does. [T, C, D], [T, C] ->
+    [T, C, D]"""
+    person, agent = labels[:, user] != NOT_SPEAKING, labels[:, 1 - user] != NOT_SPEAKING
+    silent = ~_spread(person, ONSET_FRAMES, ONSET_FRAMES)
+    returned = _spread(agent, 0, ECHO_FRAMES)
+    quiet = (silent & ~returned).nonzero()[:, 0]
+    if len(quiet) < FEWEST_QUIET_FRAMES:
+        return codes
+    places = (silent & returned).nonzero()[:, 0]
+    first = _draw(0, len(quiet) - 1, generator)
+    changed = codes.clone()
+    changed[places, user] = codes[quiet[(first + torch.arange(len(places))) % len(quiet)], user]
+    return changed
+
+
+def _spread(mask: Tensor, before: int, after: int) -> Tensor:
+    """True so many frames before and after, too. [T]"""
+    padded = torch.nn.functional.pad(mask.float(), (after, before))
+    return torch.nn.functional.max_pool1d(padded[None], 1 + before + after, 1)[0] > 0
 
 
 class Passed(NamedTuple):

@@ -23,6 +23,7 @@ SHARES = (
     "user_warp",
     "new_phrases",
     "new_interruptions",
+    "without_echo",
 )
 
 
@@ -55,6 +56,8 @@ class DataRecipe:
     """Share of the recordings whose repeated phrases are made new ones; see `splice.py`."""
     new_interruptions: float = 0.0
     """Share of the recordings in which a reply is newly spoken over; see `interrupt.py`."""
+    without_echo: float = 0.0
+    """Share of the recordings in which replies do not return to the person's channel; likewise."""
     user_delay_frames: int = 0
     """By how much the person's codes come later than their sound when the model runs live."""
 

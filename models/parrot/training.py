@@ -93,6 +93,7 @@ def train(run: Run) -> dict[str, float]:
         recipe.data.user_warp,
         recipe.data.new_phrases,
         recipe.data.new_interruptions,
+        recipe.data.without_echo,
     )
     held_out = frozenset[str]()
     if not run.validation_data:
@@ -161,7 +162,8 @@ def make_model(recipe: Recipe, vocabulary: Vocabulary) -> DualChannelModel:
 def _possible(recipe: Recipe, vocabulary: Vocabulary) -> Recipe:
     """Without what only labels make possible, where the shards have none, as recordings have."""
     data, train = recipe.data, recipe.train
-    if vocabulary.labels or not (train.hint_weight or data.new_phrases or data.new_interruptions):
+    needs = (train.hint_weight, data.new_phrases, data.new_interruptions, data.without_echo)
+    if vocabulary.labels or not any(needs):
         return recipe
     log.warning(
         "the shards don't say what is spoken in them: no hints, no new phrases or interruptions"
@@ -169,7 +171,7 @@ def _possible(recipe: Recipe, vocabulary: Vocabulary) -> Recipe:
     return replace(
         recipe,
         train=replace(train, hint_weight=0.0),
-        data=replace(data, new_phrases=0.0, new_interruptions=0.0),
+        data=replace(data, new_phrases=0.0, new_interruptions=0.0, without_echo=0.0),
     )
 
 
@@ -198,9 +200,8 @@ def _check_channels(stage: str, vocabulary: Vocabulary) -> None:
 def _validation(
     run: Run, shards: Shards, held_out: frozenset[str], layout: Layout
 ) -> ValidationRows | None:
-    clean = replace(
-        layout, user_token_noise=0.0, user_warp=0.0, new_phrases=0.0, new_interruptions=0.0
-    )
+    shares = ("user_token_noise", "user_warp", "new_phrases", "new_interruptions", "without_echo")
+    clean = replace(layout, **dict.fromkeys(shares, 0.0))
     limit = run.recipe.data.validation_rows
     if run.validation_data:
         others = Shards(run.validation_data)

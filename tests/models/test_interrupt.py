@@ -8,7 +8,14 @@ pytest.importorskip("espeakng_loader", reason="dialogues are spoken by eSpeak NG
 import torch
 from torch import Tensor
 
-from models.parrot.interrupt import HEARD_FRAMES, ONSET_FRAMES, SOONEST_FRAMES, interrupt, passed
+from models.parrot.interrupt import (
+    HEARD_FRAMES,
+    ONSET_FRAMES,
+    SOONEST_FRAMES,
+    interrupt,
+    passed,
+    without_echo,
+)
 from models.parrot.labels import FIRST_WORD, NOT_SPEAKING, UNKNOWN
 from models.parrot.splice import runs
 
@@ -81,3 +88,19 @@ def test_the_next_turn_comes_over_the_reply_and_ends_it(seed: int) -> None:
 def test_half_of_them_are_late() -> None:
     late = [bool((~made(seed, dialogue())[2]).any()) for seed in range(200)]
     assert 70 < sum(late) < 130
+
+
+def test_what_returns_of_a_reply_is_left_out() -> None:
+    labels = dialogue()
+    codes = codes_of(labels)
+    noise, echo, speech = 7, 8, 9
+    codes[:, 0] = noise
+    codes[22:52, 0] = echo  # of the first reply, a little later
+    codes[labels[:, 0] != NOT_SPEAKING, 0] = speech
+    made = without_echo(codes, labels, 0, torch.Generator().manual_seed(0))
+    assert torch.equal(made[:, 1], codes[:, 1])
+    assert torch.equal(made[:, 0] == speech, codes[:, 0] == speech)
+    assert (made[:, 0] == echo).sum() == 0
+    loud = labels.clone()
+    loud[:, 1] = REPLY  # nobody is ever silent
+    assert torch.equal(without_echo(codes, loud, 0, torch.Generator()), codes)

@@ -215,11 +215,13 @@ EngineOf = Callable[[int, int], DuplexLM]
 
 
 def torch_engine(options: argparse.Namespace) -> EngineOf:
-    """Keeps exactly the context: the oldest frame gives way, so that all steps are alike."""
+    """As it is served. Keeps exactly the context: the oldest frame gives way, so that all steps are
+    alike."""
     model = build(SHAPES[options.shape], options.join, options.device, options.positions)
 
     def make(rows: int, context: int) -> DuplexLM:
-        return TorchEngine(model, rows, memory=Memory(frames=context + 1, keep=0, sinks=0))
+        memory = Memory(frames=context + 1, keep=0, sinks=0)
+        return TorchEngine(model, rows, memory=memory, traced=True)
 
     return make
 

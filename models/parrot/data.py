@@ -28,7 +28,7 @@ from models.common.errors import VocabularyError
 from models.parrot.config import CHANNELS, DualChannelConfig
 from models.parrot.frames import to_frames
 from models.parrot.hints import words_before
-from models.parrot.interrupt import interrupt, without_echo
+from models.parrot.interrupt import broken_off, interrupt, without_echo
 from models.parrot.loss import IGNORE, next_frame_targets
 from models.parrot.shards import Shards, Vocabulary
 from models.parrot.splice import Splicer
@@ -165,6 +165,8 @@ def build_row(
         if splicer and fits and _happens(layout.new_phrases, generator):
             whole, said = splicer(recording, generator)
         counts = torch.ones(len(whole), dtype=torch.bool)
+        if said is not None and whole.shape[1] == CHANNELS:
+            whole = broken_off(whole, said, layout.user_channel)
         if said is not None and fits and _happens(layout.without_echo, generator):
             whole = without_echo(whole, said, layout.user_channel, generator)
         if said is not None and fits and _happens(layout.new_interruptions, generator):

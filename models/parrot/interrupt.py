@@ -66,6 +66,27 @@ def without_echo(codes: Tensor, labels: Tensor, user: int, generator: torch.Gene
     return changed
 
 
+def broken_off(codes: Tensor, labels: Tensor, user: int) -> Tensor:
+    """Where the agent stops because the person speaks, its codes are those of silence at once.
+    [T, C, D], [T, C] -> [T, C, D]
+
+    A word that is cut off ends in codes of a kind that is never the same. All of them together may
+    be likelier than the word's next code and each of them is not, so that who takes the likeliest
+    talks on.
+    """
+    agent = 1 - user
+    silent = labels[:, agent] == NOT_SPEAKING
+    if not silent.any():
+        return codes
+    rest = codes[silent, agent].mode(0).values  # [D]
+    changed = codes.clone()
+    for run in runs(silent.long()):
+        over = run.start > 0 and bool(labels[run.start - 1, user] != NOT_SPEAKING)
+        if run.label and over:
+            changed[run.start : run.end, agent] = rest
+    return changed
+
+
 def _spread(mask: Tensor, before: int, after: int) -> Tensor:
     """True so many frames before and after, too. [T]"""
     padded = torch.nn.functional.pad(mask.float(), (after, before))

@@ -12,6 +12,7 @@ from models.parrot.interrupt import (
     HEARD_FRAMES,
     ONSET_FRAMES,
     SOONEST_FRAMES,
+    broken_off,
     interrupt,
     passed,
     without_echo,
@@ -104,3 +105,20 @@ def test_what_returns_of_a_reply_is_left_out() -> None:
     loud = labels.clone()
     loud[:, 1] = REPLY  # nobody is ever silent
     assert torch.equal(without_echo(codes, loud, 0, torch.Generator()), codes)
+
+
+def test_a_reply_that_is_broken_off_is_silent_at_once() -> None:
+    labels = labels_of([(0, 10), (WORD, 30), (0, 30)], [(0, 5), (REPLY, 12), (0, 33), (LATER, 20)])
+    codes = codes_of(labels)
+    rest = 7
+    codes[labels[:, 1] == NOT_SPEAKING, 1] = rest
+    codes[17:20, 1] = 8  # the tail of a word that was cut
+    codes[40:44, 1] = 9
+    made = broken_off(codes, labels, 0)
+    assert torch.equal(made[:, 0], codes[:, 0])
+    assert (made[17:50, 1] == rest).all()
+    assert torch.equal(made[:17, 1], codes[:17, 1])
+    assert torch.equal(made[50:, 1], codes[50:, 1])
+    alone = labels.clone()
+    alone[:, 0] = NOT_SPEAKING  # it ended by itself
+    assert torch.equal(broken_off(codes, alone, 0), codes)

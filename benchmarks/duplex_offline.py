@@ -66,7 +66,9 @@ def make_engine(model: DualChannelModel, codec: SpeechTokenizer, o: argparse.Nam
         model,
         o.dialogues,
         memory=Memory(window, o.keep, o.sinks),
-        sampling=Sampling(o.temperature, o.top_k, o.top_p, rest=rest, onset=o.onset),
+        sampling=Sampling(
+            o.temperature, o.top_k, o.top_p, rest=rest, onset=o.onset, offset=o.offset
+        ),
     )
 
 
@@ -259,6 +261,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--length_s", type=float, nargs=2, default=(22.0, 36.0), help="of a dialogue (s)")
     add("--data", type=Path, default=DIALOGUES, help="options of the dialogues (YAML)")
     add("--onset", type=float, default=LIVE.onset, help="as --parrot_onset")
+    add("--offset", type=float, default=LIVE.offset, help="as --parrot_offset")
     add("--temperature", type=float, default=LIVE.temperature, help="of sampling; 0: the likeliest")
     add("--top_k", type=int, default=LIVE.top_k)
     add("--top_p", type=float, default=LIVE.top_p)

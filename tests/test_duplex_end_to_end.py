@@ -158,7 +158,8 @@ def answers(folder: Path, user: Tensor) -> Tensor:
         logits[:, rest] = -torch.inf
         quiet = frames[-1, 1] == rest
         due = 0.92 * due * quiet + 1 - silence
-        needed = torch.where(quiet, ParrotOptions().onset, 0.5)
+        options = ParrotOptions()
+        needed = torch.where(quiet, options.onset, 1 - options.offset)
         said.append(torch.where(due >= needed, logits.argmax(-1), rest))
     return torch.stack(said[1:])
 

@@ -25,6 +25,11 @@ class ParrotOptions:
         "probability of speech, of late in all, from which on it speaks, at temperature 0 (0-1)",
         "parrot_onset",
     )
+    offset: float = option(
+        0.15,
+        "probability of silence above which it stops speaking, at temperature 0 (0-1)",
+        "parrot_offset",
+    )
     top_k: int = option(50, "likeliest tokens that are sampled from; 0: all", "parrot_top_k")
     top_p: float = option(
         1.0, "share of the probability that is sampled from (0-1)", "parrot_top_p"

@@ -98,7 +98,8 @@ class Checkpoint:
             sampling = Sampling(o.temperature, o.top_k, o.top_p)
             if o.engine == "vllm":
                 return self._vllm(sampling)
-            return self._torch(replace(sampling, rest=self._rest(), onset=o.onset))
+            spoken = replace(sampling, rest=self._rest(), onset=o.onset, offset=o.offset)
+            return self._torch(spoken)
         except ConfigError as error:
             raise CannotServe(f"--brain parrot: {error}") from error
 

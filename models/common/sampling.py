@@ -32,16 +32,20 @@ class Sampling:
     rest: int | None = None
     """The id of silence, for who speaks frame by frame. At temperature 0 it is then weighed against
     all sounds together instead of each: there are many ways to begin, and each of them is less
-    likely than to go on saying nothing. After a sound, whichever of the two is likelier follows."""
+    likely than to go on saying nothing."""
     onset: float = 0.5
     """After silence: the probability of all sounds, summed up over the last frames (see `due`),
     from which on the likeliest one is made."""
+    offset: float = 0.5
+    """After a sound: the probability of silence above which it follows."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
             raise ConfigError(f"temperature={self.temperature}: must not be negative")
         if not 0 < self.onset <= 1:
             raise ConfigError(f"onset={self.onset}: must be above 0 and at most 1")
+        if not 0 <= self.offset < 1:
+            raise ConfigError(f"offset={self.offset}: must be 0 at least and below 1")
         if self.top_k < 0:
             raise ConfigError(f"top_k={self.top_k}: must not be negative")
         if not 0 < self.top_p <= 1:
@@ -58,16 +62,18 @@ def due(logits: Tensor, rest: int, before: Tensor) -> Tensor:
 
 
 def speak_or_rest(
-    logits: Tensor, rest: int, onset: float, last: Tensor, before: Tensor
+    logits: Tensor, sampling: Sampling, last: Tensor, before: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The likeliest sound, or silence, as `Sampling.rest` says; and what is then due. [R, D, K],
     [R, D], [R, D] -> [R, D] each"""
+    rest = sampling.rest
+    assert rest is not None
     quiet = last == rest
     now = due(logits, rest, before * quiet)
     sounds = logits.clone()
     sounds[..., rest] = -torch.inf
-    begins = now >= torch.where(quiet, onset, 0.5)
-    chosen = torch.where(begins, sounds.argmax(-1), rest)
+    goes_on = now >= torch.where(quiet, sampling.onset, 1 - sampling.offset)
+    chosen = torch.where(goes_on, sounds.argmax(-1), rest)
     return chosen, now * (chosen == rest)
 
 
@@ -88,7 +94,7 @@ def sample(
             return logits.argmax(-1)
         assert last is not None
         before = torch.zeros_like(last) if before is None else before
-        return speak_or_rest(logits, sampling.rest, sampling.onset, last, before)[0]
+        return speak_or_rest(logits, sampling, last, before)[0]
     scores = logits.float() / sampling.temperature
     noise = gumbel(seeds, draws, scores.shape[1:])
     if not sampling.top_k and sampling.top_p == 1:

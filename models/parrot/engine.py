@@ -304,7 +304,7 @@ class TorchEngine:
         state, sampling = self._state, self._sampling
         last, before = state.last[rows], state.due[rows]
         if sampling.temperature == 0 and sampling.rest is not None:
-            return speak_or_rest(codes, sampling.rest, sampling.onset, last, before)
+            return speak_or_rest(codes, sampling, last, before)
         return sample(codes, sampling, state.seeds[rows], state.draws[rows]), before
 
     def _renew(self) -> None:

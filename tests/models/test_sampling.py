@@ -111,6 +111,15 @@ def test_speech_ends_where_silence_is_likelier_than_all_sounds() -> None:
     assert frequencies(Sampling(rest=2, onset=0.9), rows=10, last=2)[2] == 1
 
 
+def test_a_sound_ends_as_soon_as_silence_is_as_likely_as_said() -> None:
+    silence = float(LOGITS.softmax(-1)[2])
+    for offset, goes_on in ((silence + 0.01, True), (silence - 0.01, False)):
+        found = frequencies(Sampling(rest=2, onset=0.9, offset=offset), rows=10, last=0)
+        assert bool(found[2] == 0) is goes_on
+    with pytest.raises(ConfigError, match="offset=1"):
+        Sampling(offset=1.0)
+
+
 def test_who_could_begin_at_any_of_some_moments_begins_once_it_has_come_together() -> None:
     likely = float(1 - LOGITS.softmax(-1)[0])
     rest = Sampling(rest=0, onset=2.2 * likely)

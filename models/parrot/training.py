@@ -200,8 +200,14 @@ def _check_channels(stage: str, vocabulary: Vocabulary) -> None:
 def _validation(
     run: Run, shards: Shards, held_out: frozenset[str], layout: Layout
 ) -> ValidationRows | None:
-    shares = ("user_token_noise", "user_warp", "new_phrases", "new_interruptions", "without_echo")
-    clean = replace(layout, **dict.fromkeys(shares, 0.0))
+    clean = replace(
+        layout,
+        user_token_noise=0.0,
+        user_warp=0.0,
+        new_phrases=0.0,
+        new_interruptions=0.0,
+        without_echo=0.0,
+    )
     limit = run.recipe.data.validation_rows
     if run.validation_data:
         others = Shards(run.validation_data)

@@ -167,11 +167,11 @@ def build_row(
         counts = torch.ones(len(whole), dtype=torch.bool)
         if said is not None and whole.shape[1] == CHANNELS:
             whole = broken_off(whole, said, layout.user_channel)
-        if said is not None and fits and _happens(layout.without_echo, generator):
-            whole = without_echo(whole, said, layout.user_channel, generator)
-        if said is not None and fits and _happens(layout.new_interruptions, generator):
-            new = interrupt(whole, said, layout.user_channel, generator)
-            whole, said, counts = new or (whole, said, counts)
+            if fits and _happens(layout.without_echo, generator):
+                whole = without_echo(whole, said, layout.user_channel, generator)
+            if fits and _happens(layout.new_interruptions, generator):
+                new = interrupt(whole, said, layout.user_channel, generator)
+                whole, said, counts = new or (whole, said, counts)
         if whole.shape[1] == CHANNELS:
             channels = range(CHANNELS)
             kept = warped(whole, layout.user_channel, layout.user_warp, generator)

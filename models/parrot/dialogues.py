@@ -62,6 +62,9 @@ class DialogueOptions:
     own_voice_share: float = 0.0
     """Of the dialogues in which the person has the agent's voice: what is easiest to repeat shows
     a model soonest that it is to be repeated. Not on the test side."""
+    voice_height: Range = (1.0, 1.0)
+    """Of the person's voice, `Speaker.height`, where it isn't the agent's: of few voices a model
+    learns those voices. Not on the test side."""
     response_gap_s: Range = (-1.2, 1.17)
     """From the person's last audible sample to the agent's first one; below 0 they overlap."""
     hesitation: float = 0.0
@@ -225,6 +228,9 @@ class _Scene:
         self._speaker = domain.draw_speaker(source, test=test)
         if not test and source.random() < options.own_voice_share:
             self._speaker = replace(domain.AGENT, speed_wpm=source.randint(*OWN_VOICE_WPM))
+        elif not test:
+            height = source.uniform(*options.voice_height)
+            self._speaker = replace(self._speaker, height=height)
         self._sound_source = np.random.default_rng(source.getrandbits(128))
         self._person, self._agent = _Channel(), _Channel()
         self._turns: list[Turn] = []

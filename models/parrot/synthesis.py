@@ -32,6 +32,9 @@ class Speaker:
     speed_wpm: int
     pitch: int  # eSpeak's 0-100
     intonation: int  # eSpeak's pitch range, 0-100
+    height: float = 1.0
+    """All of its frequencies are so many times higher, as a smaller body's: a voice that eSpeak
+    hasn't. The speed stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ class Synthesizer:
         if self._lib.espeak_SetVoiceByName(speaker.voice.encode()):
             raise ValueError(f"eSpeak has no voice {speaker.voice!r}")
         for parameter, value in (
-            (RATE, speaker.speed_wpm),
+            (RATE, round(speaker.speed_wpm / speaker.height)),
             (PITCH, speaker.pitch),
             (RANGE, speaker.intonation),
         ):
@@ -97,9 +100,10 @@ class Synthesizer:
         raw = text.encode()
         self._lib.espeak_Synth(raw, len(raw) + 1, 0, POSITION_CHARACTER, 0, CHARS_UTF8, None, None)
         pcm = np.concatenate([*self._chunks, np.zeros(0, np.int16)])
-        scale = RATE_HZ / self._rate_hz
+        played_hz = self._rate_hz * speaker.height
+        scale = RATE_HZ / played_hz
         return Utterance(
-            soxr.resample(pcm.astype(np.float32) / 32768, self._rate_hz, RATE_HZ),
+            soxr.resample(pcm.astype(np.float32) / 32768, played_hz, RATE_HZ),
             tuple(int(start * scale) for start in self._words),
             tuple((name, int(start * scale)) for name, start in self._phonemes),
         )

@@ -181,6 +181,33 @@ def test_the_agents_own_voice_is_for_training_alone() -> None:
     assert generate(1, options, test=True).truth.speaker.voice != domain.AGENT.voice
 
 
+def test_heights_are_for_training_alone_and_never_the_agents() -> None:
+    options = dataclasses.replace(CLEAN, voice_height=(1.1, 1.1))
+    assert generate(1, options, test=False).truth.speaker.height == 1.1
+    assert generate(1, options, test=True).truth.speaker.height == 1.0
+    options = dataclasses.replace(options, own_voice_share=1.0)
+    assert generate(1, options, test=False).truth.speaker.height == 1.0
+
+
+def test_a_higher_voice_is_as_fast() -> None:
+    speaker = Speaker("en-us+Annie", 160, 50, 60)
+    higher = dataclasses.replace(speaker, height=1.15)
+    with Synthesizer() as synthesizer:
+        plain, made = (synthesizer.say(who, "lemon garden yellow.") for who in (speaker, higher))
+    assert len(made.samples) == pytest.approx(len(plain.samples), rel=0.05)
+    assert np.allclose(made.words, plain.words, rtol=0.1, atol=0.02 * RATE_HZ)
+    lemon = slice(plain.words[0], plain.words[1])
+    assert centre_hz(made.samples[lemon]) == pytest.approx(
+        1.15 * centre_hz(plain.samples[lemon]), rel=0.05
+    )
+
+
+def centre_hz(samples: Audio) -> float:
+    """In the middle of its energy."""
+    power = np.square(np.abs(np.fft.rfft(samples)))
+    return float((power * np.fft.rfftfreq(len(samples), 1 / RATE_HZ)).sum() / power.sum())
+
+
 def test_pauses_and_kinds_have_the_shares_asked_for(clean: list[Dialogue]) -> None:
     turns = [turn for dialogue in clean for turn in dialogue.truth.turns]
     phrases = [turn for turn in turns if turn.kind == "phrase"]
@@ -338,7 +365,7 @@ def test_an_agent_that_hesitates_may_come_in_at_any_frame() -> None:
         CLEAN, hesitation=0.5, stop_hesitation=0.3, late_share=0, interruption_share=0.5
     )
     waits, stops = [], []
-    for seed in range(12):
+    for seed in range(24):
         turns = generate(seed, options, test=False).truth.turns
         for turn, following in pairwise(turns):
             assert turn.reply is not None
@@ -347,8 +374,9 @@ def test_an_agent_that_hesitates_may_come_in_at_any_frame() -> None:
                 stops.append((turn.reply.span.end - following.span.start) / RATE_HZ)
     steps = [int((wait - 0.22) / 0.04) for wait in waits]
     assert min(waits) >= 0.22
-    for step, least in ((0, 0.35), (1, 0.15), (2, 0.05)):
-        assert least < sum(s == step for s in steps) / len(steps) < 2.5 * least
+    for step in range(3):
+        share = sum(s == step for s in steps) / len(steps)
+        assert share == pytest.approx(0.5 ** (step + 1), abs=0.07)
     assert min(stops) >= 0.08
     assert 0.08 < sum(stop > 0.121 for stop in stops) / len(stops) < 0.5
     with pytest.raises(ConfigError, match="hesitation has to be below 1"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from models.common.halves import Product, product
 from models.common.tokens import RowState
 
 
@@ -17,7 +18,7 @@ class History(RowState):
     def __init__(self, rows: int) -> None:
         super().__init__(rows)
         self.active: Tensor | None = None  # [R] bool; None: all
-        self._packed: dict[nn.Module, Tensor] = {}
+        self._products: dict[nn.Module, Product] = {}
         self._room: dict[tuple[nn.Module, tuple[int, ...]], Tensor] = {}
 
     def past(self, layer: nn.Module, name: str, like: Tensor, *shape: int) -> Tensor:
@@ -27,11 +28,12 @@ class History(RowState):
     def remember(self, layer: nn.Module, name: str, value: Tensor) -> None:
         self.keep((layer, name), value.detach(), self.active)
 
-    def packed(self, conv: nn.Conv1d) -> Tensor:
-        """Its weights as they are at the first call, for a product with [..., kernel * N]."""
-        if conv not in self._packed:
-            self._packed[conv] = conv.weight.detach().transpose(1, 2).flatten(1).contiguous()
-        return self._packed[conv]
+    def product(self, conv: nn.Conv1d) -> Product:
+        """Of [..., kernel * N] with its weights as they are at the first call."""
+        if conv not in self._products:
+            weight = conv.weight.detach().transpose(1, 2).flatten(1).contiguous()
+            self._products[conv] = product(weight, conv.bias)
+        return self._products[conv]
 
     def room(self, layer: nn.Module, like: Tensor, *shape: int) -> Tensor:
         """[R, *shape] for whatever the layer makes: the same memory at each call of that shape,
@@ -71,7 +73,7 @@ class CausalConv(nn.Conv1d):
             begins = range(0, self.kernel_size[0] * self.dilation[0], self.dilation[0])
             pieces = [x[:, at : at + steps : self.stride[0]] for at in begins]
             taps = torch.cat(pieces, dim=-1)  # [R, T / stride, kernel * N]
-        return nn.functional.linear(taps, history.packed(self), self.bias)
+        return history.product(self)(taps)
 
 
 class Residual(nn.Module):

@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 from models.common.attention import grouped_attention
 from models.common.device import captured, row_counts
 from models.common.errors import ConfigError, FrameLengthError, ModelError, VocabularyError
+from models.common.halves import halve
 from models.common.ring import RingCache, RingView
 from models.common.sampling import Sampling, sample, speak_or_rest
 from models.common.traced import SETTLING_CALLS, TracedStep, can_trace
@@ -149,6 +150,8 @@ class TorchEngine:
         self._sampling = sampling or Sampling()
         self._pace = self._memory.pace(rows) if self._memory.keep else None
         model.eval().requires_grad_(False)
+        halve(model.model)
+        model.lay_out_head(1 - config.user_channel)
         config._attn_implementation = GROUPED
         device = self._device = model.device
         attention = model.model.layers[0].self_attn

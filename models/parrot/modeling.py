@@ -28,6 +28,7 @@ from transformers.utils import ModelOutput
 
 from models.common.checkpoint import saved_config
 from models.common.errors import ArchitectureError, ConfigError, FrameLengthError, VocabularyError
+from models.common.halves import Product, product
 from models.common.masks import frame_mask, positions_in_segments
 from models.parrot.attention import EAGER, SDPA, FrameCache, KeyValueStore
 from models.parrot.config import CHANNELS, LAYOUT, OWN_FIELDS, DualChannelConfig
@@ -64,6 +65,7 @@ class DualChannelModel(PreTrainedModel):
     def __init__(self, config: DualChannelConfig) -> None:
         super().__init__(config)
         self.hints: Hints | None = None  # in training only
+        self._heads: dict[int, Product] = {}
         head_dim = self.model.layers[0].self_attn.head_dim
         self.channel_embed = nn.Embedding(CHANNELS, head_dim)
         self.depth_proj = nn.Linear(2, head_dim, bias=False) if config.num_codebooks > 1 else None
@@ -182,14 +184,10 @@ class DualChannelModel(PreTrainedModel):
     def predict(self, hidden: Tensor, channel: int | None = None) -> Tensor:
         """[B, L, H] -> [B, T, C, D, K], from the head's rows for speech alone; or one channel's,
         [B, T, D, K]"""
-        base, depth = self.config.base_vocab_size, self.config.num_codebooks
-        weight = self.lm_head.weight[base:].view(-1, depth, self.config.slot_size, hidden.shape[-1])
-        bias = self.lm_head.bias
-        if bias is not None:
-            bias = bias[base:].view(-1, depth, self.config.slot_size)
-        if channel is not None:
-            weight = weight.expand(CHANNELS, -1, -1, -1)[channel, None]
-            bias = None if bias is None else bias.expand(CHANNELS, -1, -1)[channel, None]
+        depth = self.config.num_codebooks
+        if channel in self._heads:
+            return self._heads[channel](hidden).unflatten(-1, (depth, self.config.slot_size))
+        weight, bias = self._head(channel)
         if self.config.join == "sum":
             flat = nn.functional.linear(hidden, weight.flatten(0, 2))
             logits = flat.unflatten(-1, weight.shape[:3])
@@ -202,6 +200,25 @@ class DualChannelModel(PreTrainedModel):
         if bias is not None:
             logits = logits + bias
         return logits if channel is None else logits[:, :, 0]
+
+    def lay_out_head(self, channel: int) -> None:
+        """For `predict` of that channel, where one product does it; its weight stays as it is."""
+        if self.config.join == "sum":
+            weight, bias = self._head(channel)
+            flat = None if bias is None else bias.flatten()
+            self._heads[channel] = product(weight.flatten(0, 2), flat)
+
+    def _head(self, channel: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Weight [C, D, K, H] and bias [C, D, K] for speech, or those of one channel, C = 1."""
+        base = self.config.base_vocab_size
+        shape = (-1, self.config.num_codebooks, self.config.slot_size)
+        weight, bias = self.lm_head.weight[base:].view(*shape, self.config.hidden_size), None
+        if self.lm_head.bias is not None:
+            bias = self.lm_head.bias[base:].view(shape)
+        if channel is not None:
+            weight = weight.expand(CHANNELS, -1, -1, -1)[channel, None]
+            bias = None if bias is None else bias.expand(CHANNELS, -1, -1)[channel, None]
+        return weight, bias
 
     def slot_embeds(self) -> Tensor:
         """What the slots of a frame add to queries and keys. [S, E]"""

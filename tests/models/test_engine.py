@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.common.errors import ConfigError, FrameLengthError, VocabularyError
+from models.common.halves import can_halve
 from models.common.sampling import Sampling
 from models.parrot.attention import FrameCache
 from models.parrot.backbones import DualMistral, DualQwen2
@@ -112,6 +113,36 @@ def test_logits_equal_one_plain_pass(
     whole = tiny.logits(model, frames[None])[0]
     ours = torch.stack([seen[0][0, -1], *(logits[0, -1] for logits in seen[2:])])
     torch.testing.assert_close(ours, whole[-7:], **tiny.EXACT)
+
+
+@EVERY
+def test_weights_of_half_precision_give_the_same_logits(
+    backbone: type[DualChannelModel], shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not can_halve(torch.zeros(1, 1)):
+        pytest.skip("no FBGEMM on this processor")
+    model, ours = tiny.model(backbone, **shape), tiny.model(backbone, **shape)
+    for parameter in (*model.parameters(), *ours.parameters()):
+        parameter.data = parameter.data.half().float()
+    live = engine(ours)
+    assert not any(type(layer) is nn.Linear for layer in ours.model.modules())
+    predict, seen = ours.predict, []
+
+    def spied(hidden: Tensor, channel: int) -> Tensor:
+        seen.append(predict(hidden, channel))
+        return seen[-1]
+
+    monkeypatch.setattr(ours, "predict", spied)
+    live.open("a")
+    said = []
+    for t in range(5):
+        said.append((user_frame(model, t), live._state.last[0].clone()))
+        live.step({"a": said[-1][0]})
+    frames = [torch.stack(pair) for pair in said]
+    start = torch.full((1, *frames[0].shape), model.config.start_id)
+    whole = tiny.logits(model, torch.cat((start, torch.stack(frames)))[None])[0]
+    found = torch.stack([logits[0, -1] for logits in seen])
+    torch.testing.assert_close(found, whole[:, 1 - model.config.user_channel], **tiny.EXACT)
 
 
 @pytest.mark.parametrize(

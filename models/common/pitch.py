@@ -75,7 +75,8 @@ class PitchMotion(nn.Module):
             past = torch.cat((history.past(self, "v", voice, longest, voice.shape[-1]), voice), 1)
             history.remember(self, "v", past[:, -longest:])
         shifted = nn.functional.pad(voice, (self.shifts, self.shifts))
-        shifted = shifted.unfold(-1, voice.shape[-1], 1)  # [R, M, 2 shifts + 1, B]
+        # Contiguous, since windows that share their memory are multiplied one after another.
+        shifted = shifted.unfold(-1, voice.shape[-1], 1).contiguous()  # [R, M, 2 shifts + 1, B]
         starts = [longest - hops for hops in self.hops_before]
         earlier = [past[:, start : start + voice.shape[1]] for start in starts]
         moved = torch.stack(earlier, -2) @ shifted.mT  # [R, M, before, 2 shifts + 1]

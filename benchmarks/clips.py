@@ -21,10 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.phrases import INTERRUPTIONS, SHORT_TURNS, TURNS
-from benchmarks.synthesizer import Speaker as Speaker
-from benchmarks.synthesizer import Synthesizer as Synthesizer
 from handlers.audio import Resampler, from_pcm16, to_pcm16
 from handlers.messages import RATE_HZ, Samples
+from models.parrot.synthesis import Speaker, Synthesizer
 
 Kind: TypeAlias = Literal["plain", "hesitation", "phrase", "parts", "recorded", "speech", "noise"]
 """How a clip pauses: not at all, between two words of one breath, at a comma, or between two
@@ -121,7 +120,7 @@ def make_clips(
     tail_s: float = 2.5,
 ) -> list[Clip]:
     """`count` turns: 4 of 7 with a pause inside, the others without, some of these very short."""
-    with Synthesizer() as synthesizer:
+    with Synthesizer(RATE_HZ) as synthesizer:
         studio = Studio(random.Random(seed), synthesizer, variants, tail_s)
         order = studio.shuffled(phrases)
         kinds: tuple[Kind, ...] = (
@@ -145,7 +144,7 @@ def make_clips(
 
 def make_interruptions(seed: int, count: int) -> list[Clip]:
     """Barge-ins (`speech`) and coughs, knocks and "mm-hm" (`noise`), by turns."""
-    with Synthesizer() as synthesizer:
+    with Synthesizer(RATE_HZ) as synthesizer:
         studio = Studio(random.Random(seed), synthesizer, VARIANTS, tail_s=2.5)
         return [
             studio.barge_in(f"speech-{seed}-{index:03d}")
@@ -300,11 +299,12 @@ class Studio:
         return self.in_room(name, "noise", np.concatenate(parts), "", "")
 
     def _say(self, speaker: Speaker, text: str) -> Samples:
-        return self._synthesizer.say(speaker, text)[0]
+        return self._synthesizer.say(speaker, text).samples
 
     def _split(self, speaker: Speaker, words: list[str], at: int, pause_s: float) -> Samples:
         """One breath, cut before word `at` where it is quietest, the gap set to `pause_s`."""
-        speech, starts = self._synthesizer.say(speaker, sentence(words))
+        said = self._synthesizer.say(speaker, sentence(words))
+        speech, starts = said.samples, said.words
         if len(starts) <= at:
             return trimmed(speech)
         near = RATE_HZ * 4 // 100

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.clips import Clip, Speaker, Synthesizer, joined, noise, trimmed
+from benchmarks.clips import Clip, joined, noise, trimmed
 from benchmarks.listener import Conversation, Happened, Kind, Script, hold
 from benchmarks.measure import AUDIBLE_DBFS
 from benchmarks.pictures import draw_conversation
@@ -37,6 +37,7 @@ from benchmarks.server_process import Server, ServerFailed, running
 from client.realtime import Realtime, RealtimeError
 from client.transcript import Transcript
 from handlers.messages import RATE_HZ
+from models.parrot.synthesis import Speaker, Synthesizer
 
 PERSON = Speaker(voice="en-us+edward", speed_wpm=165, pitch=40, intonation=60)
 """Of eSpeak's voices the one that PocketSphinx understands best."""
@@ -88,7 +89,7 @@ class Dialogue:
 
 
 def make_dialogue() -> Dialogue:
-    with Synthesizer() as voice:
+    with Synthesizer(RATE_HZ) as voice:
         clips = (
             spoken(voice, "greeting", "Good morning."),
             spoken(voice, "arithmetic", "What is ninety", "minus fifteen?"),
@@ -103,9 +104,9 @@ def make_dialogue() -> Dialogue:
 
 def spoken(voice: Synthesizer, name: str, *parts: str) -> Clip:
     """The parts with pauses of `PAUSE_S` between them, in a quiet room."""
-    speech = trimmed(voice.say(PERSON, parts[0])[0])
+    speech = trimmed(voice.say(PERSON, parts[0]).samples)
     for part in parts[1:]:
-        speech = joined(speech, trimmed(voice.say(PERSON, part)[0]), PAUSE_S)
+        speech = joined(speech, trimmed(voice.say(PERSON, part).samples), PAUSE_S)
     speech = speech * (_level(LEVEL_DBFS) / np.sqrt(np.mean(np.square(speech))))
     lead, tail = round(LEAD_S * RATE_HZ), round(TAIL_S * RATE_HZ)
     samples = np.pad(speech, (lead, tail))

@@ -17,7 +17,6 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 
 from benchmarks.clips import ASKING, Clip, Kind, Pause, Studio, noise, recorded_clips
-from benchmarks.clips import Synthesizer as NoiseMaker
 from benchmarks.clips import parse as parse_marked
 from benchmarks.measure import Span
 from benchmarks.phrases import TURNS
@@ -190,7 +189,7 @@ class Booth:
         self._options = options
         self._seed = seed
         self._synthesizer = Synthesizer()
-        self._noises = NoiseMaker()
+        self._noises = Synthesizer(RATE_HZ)
 
     def __enter__(self) -> Booth:
         self._synthesizer.__enter__()

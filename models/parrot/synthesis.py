@@ -1,4 +1,4 @@
-"""eSpeak NG as a source of training speech: any voice, with the times of words and phonemes.
+"""eSpeak NG as a source of training and test speech: any voice, the times of words and phonemes.
 
 eSpeak keeps global state from one text to the next, and through its own termination; hence each
 `Synthesizer` loads a copy of the library, and the same calls in it give the same audio.
@@ -23,7 +23,7 @@ PHONEME_EVENTS = 1  # espeak_Initialize
 RATE, PITCH, RANGE = 1, 3, 4  # espeak_PARAMETER
 WORD_EVENT, PHONEME_EVENT = 1, 7
 POSITION_CHARACTER = 1
-CHARS_UTF8 = 1
+CHARS_UTF8, PHONEMES = 1, 0x100  # and phonemes in [[ ]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Speaker:
 class Utterance:
     """Speech with the sample at which each word and each phoneme starts, in order."""
 
-    samples: npt.NDArray[np.float32]  # [T] at RATE_HZ
+    samples: npt.NDArray[np.float32]  # [T] at the synthesizer's rate
     words: tuple[int, ...]
     phonemes: tuple[tuple[str, int], ...]  # eSpeak's names; "_:" and "" are silence
 
@@ -67,13 +67,18 @@ _CALLBACK = ctypes.CFUNCTYPE(
 class Synthesizer:
     """A context. Raises ModuleNotFoundError without espeakng-loader, ValueError at no voice."""
 
+    def __init__(self, rate_hz: int = RATE_HZ) -> None:
+        self._made_hz = rate_hz
+
     def __enter__(self) -> Synthesizer:
         import espeakng_loader
 
         with tempfile.TemporaryDirectory() as folder:
             self._lib = ctypes.CDLL(shutil.copy(espeakng_loader.get_library_path(), folder))
         data = espeakng_loader.get_data_path().encode()
-        self._rate_hz: int = self._lib.espeak_Initialize(AUDIO_SYNCHRONOUS, 0, data, PHONEME_EVENTS)
+        self._spoken_hz: int = self._lib.espeak_Initialize(
+            AUDIO_SYNCHRONOUS, 0, data, PHONEME_EVENTS
+        )
         self._lib.espeak_ng_SetRandSeed(ctypes.c_long(0))
         self._chunks: list[npt.NDArray[np.int16]] = []
         self._words: list[int] = []
@@ -98,12 +103,13 @@ class Synthesizer:
             self._lib.espeak_SetParameter(parameter, value, 0)
         self._lib.srand(0)  # libc's, which other instances draw from too: the Klatt voices
         raw = text.encode()
-        self._lib.espeak_Synth(raw, len(raw) + 1, 0, POSITION_CHARACTER, 0, CHARS_UTF8, None, None)
+        flags = CHARS_UTF8 | PHONEMES
+        self._lib.espeak_Synth(raw, len(raw) + 1, 0, POSITION_CHARACTER, 0, flags, None, None)
         pcm = np.concatenate([*self._chunks, np.zeros(0, np.int16)])
-        played_hz = self._rate_hz * speaker.height
-        scale = RATE_HZ / played_hz
+        played_hz = self._spoken_hz * speaker.height
+        scale = self._made_hz / played_hz
         return Utterance(
-            soxr.resample(pcm.astype(np.float32) / 32768, played_hz, RATE_HZ),
+            soxr.resample(pcm.astype(np.float32) / 32768, played_hz, self._made_hz),
             tuple(int(start * scale) for start in self._words),
             tuple((name, int(start * scale)) for name, start in self._phonemes),
         )

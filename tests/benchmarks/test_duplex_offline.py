@@ -38,7 +38,7 @@ from models.parrot.synthesis import RATE_HZ
 from models.parrot.tokenizers import load_tokenizer
 from tests.models import tiny
 
-COUNT = 4
+COUNT = 5
 NEAR_MS = 2.0
 """What the judge of these tests takes for a backchannel is just as long as one of the agent's."""
 
@@ -47,7 +47,13 @@ NEAR_MS = 2.0
 def dialogues() -> list[Dialogue]:
     options = load_options(DIALOGUES)
     options = dataclasses.replace(
-        options, length_s=(22.0, 24.0), noise_share=0.15, long_share=0.2, interruption_share=0.4
+        options,
+        length_s=(22.0, 24.0),
+        phrase_share=0.5,
+        question_share=0.1,
+        long_share=0.2,
+        noise_share=0.2,
+        interruption_share=0.4,
     )
     return held_out(COUNT, options)
 

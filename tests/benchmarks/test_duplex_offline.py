@@ -54,6 +54,7 @@ def dialogues() -> list[Dialogue]:
         long_share=0.2,
         noise_share=0.2,
         interruption_share=0.4,
+        long_pause_s=(0.6, 1.0),  # or two backchannels may be heard as one sound
     )
     return held_out(COUNT, options)
 

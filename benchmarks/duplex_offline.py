@@ -33,7 +33,7 @@ from handlers.duplex.options import ParrotOptions
 from handlers.messages import Samples
 from models.common.errors import ModelError
 from models.common.sampling import Sampling
-from models.common.tokens import SpeechTokenizer, silent_frame
+from models.common.tokens import SpeechTokenizer, hushed, rest_code, silent_frame
 from models.parrot import domain
 from models.parrot.dialogues import Dialogue, DialogueOptions, generate, load_options
 from models.parrot.engine import DuplexLM, Memory, TorchEngine
@@ -61,7 +61,7 @@ def held_out(count: int, options: DialogueOptions, first_seed: int = FIRST_SEED)
 def make_engine(model: DualChannelModel, codec: SpeechTokenizer, o: argparse.Namespace) -> DuplexLM:
     """With a row for each dialogue. Raises `ConfigError`."""
     window = o.window or model.config.max_position_embeddings
-    rest = int(silent_frame(codec)) if codec.num_codebooks == 1 else None
+    rest = rest_code(codec)
     return TorchEngine(
         model,
         o.dialogues,
@@ -102,8 +102,10 @@ def as_heard(codec: SpeechTokenizer, codes: Tensor, length: int) -> Samples:
     """
     late, step = delay_samples(codec), codec.frame_samples
     channel = np.zeros(max(length, late + len(codes) * step), np.float32)
-    for begin, end in spoken(codes, silent_frame(codec)):
-        sound = codec.decode(codes[None, begin:end])[0].numpy()
+    rest = silent_frame(codec)
+    for begin, end in spoken(codes, rest):
+        decoded = codec.decode(codes[None, begin:end])[0]
+        sound = hushed(decoded, codes[begin:end], rest, codec.sample_rate_hz).numpy()
         if begin:
             sound[: SETTLING_FRAMES * step] = 0.0
         channel[late + begin * step : late + end * step] = sound

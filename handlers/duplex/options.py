@@ -8,6 +8,7 @@ from typing import Protocol
 
 from handlers.base import Observer
 from handlers.options import option
+from models.parrot.domain import OFFSET, ONSET
 
 ENGINES = ("torch", "vllm")
 SHIPPED = Path(__file__).parents[2] / "models" / "parrot" / "tiny"
@@ -21,12 +22,12 @@ class ParrotOptions:
     rows: int = option(16, "sessions at a time; one more is refused", "parrot_rows")
     temperature: float = option(0.0, "of sampling; 0: the likeliest token", "parrot_temperature")
     onset: float = option(
-        0.65,
+        ONSET,
         "probability of speech, of late in all, from which on it speaks, at temperature 0 (0-1)",
         "parrot_onset",
     )
     offset: float = option(
-        0.15,
+        OFFSET,
         "probability of silence above which it stops speaking, at temperature 0 (0-1)",
         "parrot_offset",
     )

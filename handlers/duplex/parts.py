@@ -92,14 +92,15 @@ class Checkpoint:
     def engine(self) -> DuplexLM:
         from models.common.errors import ConfigError
         from models.common.sampling import Sampling
+        from models.common.tokens import rest_code
 
         o = self._options
         try:
             sampling = Sampling(o.temperature, o.top_k, o.top_p)
             if o.engine == "vllm":
                 return self._vllm(sampling)
-            spoken = replace(sampling, rest=self._rest(), onset=o.onset, offset=o.offset)
-            return self._torch(spoken)
+            rest = rest_code(self.tokenizer(), self.device)
+            return self._torch(replace(sampling, rest=rest, onset=o.onset, offset=o.offset))
         except ConfigError as error:
             raise CannotServe(f"--brain parrot: {error}") from error
 
@@ -133,13 +134,6 @@ class Checkpoint:
         engine = VllmEngine(path, rows, memory=memory, sampling=sampling)
         self._stop = engine.shutdown
         return engine
-
-    def _rest(self) -> int | None:
-        """The code of silence, where one code is a whole frame."""
-        from models.common.tokens import silent_frame
-
-        speech = self.tokenizer()
-        return int(silent_frame(speech, self.device)) if speech.num_codebooks == 1 else None
 
     def stop(self) -> None:
         if self._stop is not None:

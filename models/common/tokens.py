@@ -175,10 +175,41 @@ SETTLED_FRAMES = 25
 """Of silence, after which a tokenizer has forgotten what was before."""
 
 
+HUSH_S = 0.01
+
+
 def silent_frame(speech: SpeechTokenizer, device: str = "cpu") -> Tensor:
     """Its codes, where silence has lasted for a while. [D], on the CPU"""
     silence = torch.zeros(1, SETTLED_FRAMES * speech.frame_samples, device=device)
     return speech.encode(silence)[0, -1].cpu()
+
+
+def rest_code(speech: SpeechTokenizer, device: str = "cpu") -> int | None:
+    """The code of silence, where one code is a whole frame."""
+    return int(silent_frame(speech, device)) if speech.num_codebooks == 1 else None
+
+
+def hush(frame_samples: int, rate_hz: int) -> Tensor:
+    """What the decoded frames are multiplied with whose codes are no silence, the first of it, and
+    further ones. [3, frame_samples]
+
+    Codes of speech end in such as sound silent already. Where a model breaks off in a word there
+    are none, and the decoder goes on for about a frame.
+    """
+    gains = torch.zeros(3, frame_samples)
+    gains[0] = 1.0
+    fade = min(frame_samples, round(HUSH_S * rate_hz))
+    gains[1, :fade] = torch.linspace(1.0, 0.0, fade)
+    return gains
+
+
+def hushed(sound: Tensor, codes: Tensor, rest: Tensor, rate_hz: int) -> Tensor:
+    """What was decoded of a whole signal, [F * frame_samples], times the `hush` of its codes
+    [F, D], `rest` [D] being those of silence."""
+    silent = (codes == rest).all(-1)
+    before = torch.cat((silent.new_ones(1), silent[:-1]))
+    gains = hush(len(sound) // len(codes), rate_hz)
+    return sound * gains[silent.long() + (silent & before).long()].flatten()
 
 
 def _check_rows(rows: int, state: RowState | None) -> None:

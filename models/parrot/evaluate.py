@@ -150,7 +150,7 @@ def evaluate(given: argparse.Namespace) -> dict[str, Any]:
     by_channel = losses(model, rows)
     user = model.config.user_channel
     comparison = compare(
-        make_engine(model, given.rows, given),
+        make_engine(model, tokenizer, given.rows, given),
         tokenizer,
         [shards[i] for i in range(min(len(shards), given.recordings))],
         rows=given.rows,

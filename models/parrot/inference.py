@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 from models.common.errors import ModelError
 from models.common.sampling import Sampling
-from models.common.tokens import SpeechTokenizer
+from models.common.tokens import SpeechTokenizer, hushed, rest_code, silent_frame
 from models.parrot.backbones import load
 from models.parrot.codec import CONFIG
 from models.parrot.data import check_vocabulary
+from models.parrot.domain import OFFSET, ONSET
 from models.parrot.engine import DuplexLM, Memory, TorchEngine
 from models.parrot.modeling import DualChannelModel
 from models.parrot.shards import Vocabulary
@@ -51,7 +52,10 @@ def converse(engine: DuplexLM, tokenizer: SpeechTokenizer, person: Tensor, seed:
     user = torch.cat([tokenizer.encode(chunk, heard)[0] for chunk in chunks])  # [T, D]
     codes = answer(engine, tqdm(user, unit="frame", disable=None), seed)  # [T, D]
     parts = [tokenizer.decode(part[None], spoken)[0] for part in codes.split(CHUNK_FRAMES)]
-    agent = torch.cat((torch.zeros(step), *parts))[: len(person)]  # heard in the next frame
+    rest, late = silent_frame(tokenizer), tokenizer.decode_latency_frames
+    sounding = torch.cat((rest.expand(late, -1), codes))[: len(codes)]
+    sound = hushed(torch.cat(parts), sounding, rest, tokenizer.sample_rate_hz)
+    agent = torch.cat((torch.zeros(step), sound))[: len(person)]  # heard in the next frame
     return torch.stack((person, agent))
 
 
@@ -70,6 +74,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR")
     parser.add_argument("--tokenizer", default="", help="a name, or a codec's folder")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest code")
+    parser.add_argument(
+        "--onset", type=float, default=ONSET, help="at temperature 0: P(speech) to begin, summed up"
+    )
+    parser.add_argument(
+        "--offset", type=float, default=OFFSET, help="at temperature 0: P(silence) to stop"
+    )
     parser.add_argument("--top_k", type=int, default=0)
     parser.add_argument("--top_p", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -77,14 +87,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0: as torch chooses")
 
 
-def make_engine(model: DualChannelModel, rows: int, given: argparse.Namespace) -> TorchEngine:
+def make_engine(
+    model: DualChannelModel, tokenizer: SpeechTokenizer, rows: int, given: argparse.Namespace
+) -> TorchEngine:
     """From what `add_options` added. Raises `ConfigError`."""
     if given.threads:
         torch.set_num_threads(given.threads)
     memory = None
     if given.memory_frames:
         memory = Memory(given.memory_frames)
-    sampling = Sampling(given.temperature, given.top_k, given.top_p)
+    rest = rest_code(tokenizer)
+    sampling = Sampling(
+        given.temperature, given.top_k, given.top_p, rest, given.onset, given.offset
+    )
     return TorchEngine(model, rows, memory=memory, sampling=sampling)
 
 
@@ -102,7 +117,7 @@ def main() -> None:
     limits = Limits(allow_silent=True, max_clipped_share=1.0)
     try:
         model, codec = open_model(given.model, given.tokenizer)
-        engine = make_engine(model, 1, given)
+        engine = make_engine(model, codec, 1, given)
         samples, _ = read(Recording(path.name, (path,)), 1, codec.sample_rate_hz, limits)
         both = converse(engine, codec, torch.from_numpy(samples[0]), given.seed)
     except ModelError as error:

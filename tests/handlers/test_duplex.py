@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from handlers.base import CannotServe, Handler
 from handlers.duplex.decoder import DuplexDecoder
@@ -34,7 +35,14 @@ from handlers.messages import (
 from handlers.ticket import Ticket
 from models.common.tokens import SETTLED_FRAMES, RowState
 from server.metrics import Metrics
-from tests.duplex_fakes import FRAME_S, FRAME_SAMPLES, Repeater, Scripted, sound
+from tests.duplex_fakes import (
+    FRAME_S,
+    FRAME_SAMPLES,
+    LoudnessTokenizer,
+    Repeater,
+    Scripted,
+    sound,
+)
 
 FRAME = FRAME_SAMPLES
 
@@ -216,6 +224,27 @@ class TestStages:
         assert (loud[4], loud[10], any(loud[asleep : asleep + 15])) == (True, False, False)
         assert all(loud[-17:-3])
         assert all(uttered.level_db > -20 for uttered in rig.uttered(talking)[3:-3])
+
+    @pytest.mark.parametrize("late", [0, 1])
+    def test_who_breaks_off_is_heard_no_more_whatever_the_decoder_makes_of_it(
+        self, late: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def ringing(self: LoudnessTokenizer, codes: Tensor, *_: Any) -> Tensor:
+            return torch.full((len(codes), self.frame_samples), 0.3)
+
+        monkeypatch.setattr(LoudnessTokenizer, "decode", ringing)
+        monkeypatch.setattr(LoudnessTokenizer, "decode_latency_frames", late)
+        rig, me = Rig(), ticket()
+        rig.give(Join(me), AudioIn(me, np.concatenate([sound(0.4, 0.5), sound(2.0, 0.0)]), 0))
+        rig.run(2.0)
+        said = [code for code, _ in rig.lm.sessions[me]]
+        first = next(n for n, code in enumerate(said) if code) + late
+        over = next(n for n in range(first, len(said)) if not said[n]) + late
+        samples = [frame.samples for frame in rig.uttered(me)]
+        assert all(np.abs(samples[n]).max() > 0.29 for n in range(first, over))
+        assert np.abs(samples[over][: RATE_HZ // 200]).max() > 0.1  # fades
+        assert not samples[over][RATE_HZ // 100 :].any()
+        assert not np.concatenate(samples[over + 1 :]).any()
 
     def test_a_row_is_free_as_soon_as_somebody_leaves_in_mid_tick(self) -> None:
         rig = Rig(rows=2)

@@ -18,6 +18,7 @@ from models.common.errors import ArchitectureError, FrameLengthError, Vocabulary
 from models.common.harmonic import HarmonicVocoder
 from models.common.mel import LogMel
 from models.common.pitch import track_pitch
+from models.common.tokens import hushed, silent_frame
 from models.parrot.codec import CodecConfig, TinyCodec
 from models.parrot.tokenizers import load_tokenizer
 
@@ -134,6 +135,43 @@ def test_codes_number_all_combinations_of_levels(codec: TinyCodec) -> None:
     assert len(torch.unique(values[0].T, dim=0)) == codec.codebook_size
     assert values.min() == -1
     assert values.max() == 1
+
+
+def test_where_a_voice_ends_by_itself_silent_codes_are_silent_anyway() -> None:
+    said, shipped = spoken_by_the_agent("camera thunder")
+    codes = shipped.encode(said[None])[0]
+    sound, rest = shipped.decode(codes[None])[0], silent_frame(shipped)
+    assert (codes == rest).sum() > 20
+    hushed_sound = hushed(sound, codes, rest, shipped.sample_rate_hz)
+    off = hushed_sound[shipped.frame_samples :] - sound[shipped.frame_samples :]
+    assert off.abs().max() < 1e-3
+
+
+def test_where_a_voice_breaks_off_nothing_follows() -> None:
+    said, shipped = spoken_by_the_agent("camera thunder")
+    codes, rest = shipped.encode(said[None])[0], silent_frame(shipped)
+    for broken in range(30, 40, 3):
+        cut = torch.cat((codes[:broken], rest.expand(25, -1)))
+        sound = shipped.decode(cut[None])[0]
+        made = hushed(sound, cut, rest, shipped.sample_rate_hz)
+        at = broken * shipped.frame_samples
+        assert sound[at : at + shipped.frame_samples].abs().max() > 0.01  # without it
+        said_before = slice(shipped.frame_samples, at)
+        torch.testing.assert_close(made[said_before], sound[said_before], rtol=0, atol=1e-3)
+        assert not made[at + shipped.sample_rate_hz // 100 :].any()
+
+
+def spoken_by_the_agent(text: str) -> tuple[Tensor, TinyCodec]:
+    """With a second of silence before and behind. [T]"""
+    pytest.importorskip("espeakng_loader", reason="the agent is eSpeak NG")
+    from models.parrot.speech import agent_clip
+
+    shipped = load_tokenizer("tiny")
+    assert isinstance(shipped, TinyCodec)
+    pad = shipped.sample_rate_hz
+    samples = np.pad(agent_clip(text).samples, pad)
+    whole = len(samples) // shipped.frame_samples * shipped.frame_samples
+    return torch.from_numpy(samples[:whole]), shipped
 
 
 def test_bad_input_is_refused_by_name(codec: TinyCodec, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from models.parrot.shards import Shards, ShardWriter, Vocabulary
 from tests.models import tiny
 from tests.models.level import RATE_HZ, LevelTokenizer
 
+SHIPPED = Path(inference.__file__).parent / "tiny"
 LEVELS = LevelTokenizer.codebook_size
 PAIRS = Vocabulary.of(LevelTokenizer(), channels=2)
 
@@ -80,6 +81,27 @@ def test_a_file_as_it_would_have_been_live() -> None:
     spoken = tokenizer.decode(plainly(user)[None])[0]
     assert torch.equal(both[1, 640:], spoken[:-640])
     assert not both[1, :640].any()
+
+
+def test_the_shipped_model_answers_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("espeakng_loader", reason="the person is eSpeak NG")
+    soundfile = pytest.importorskip("soundfile", reason="files are read by soundfile")
+    from models.parrot.synthesis import RATE_HZ, Speaker, Synthesizer
+
+    with Synthesizer() as synthesizer:
+        said = synthesizer.say(Speaker("en-us+Annie", 150, 50, 60), "lemon garden.").samples
+    said *= 0.05 / np.sqrt(np.square(said).mean())
+    end = RATE_HZ + len(said)
+    given, made = tmp_path / "person.wav", tmp_path / "both.wav"
+    soundfile.write(given, np.pad(said, (RATE_HZ, 2 * RATE_HZ)), RATE_HZ)
+    argv = ["inference", "--model", str(SHIPPED), "--input_audio", str(given)]
+    monkeypatch.setattr(sys, "argv", [*argv, "--output_audio", str(made), "--threads", "1"])
+    inference.main()
+    both, rate_hz = soundfile.read(made)
+    assert rate_hz == RATE_HZ
+    assert not both[: end - RATE_HZ // 2, 1].any()
+    reply = both[end : end + 3 * RATE_HZ // 2, 1]
+    assert (np.abs(reply) > 0.01).mean() > 0.3
 
 
 def test_many_conversations_at_once_are_each_by_itself() -> None:

@@ -105,7 +105,7 @@ def as_heard(codec: SpeechTokenizer, codes: Tensor, length: int) -> Samples:
     rest = silent_frame(codec)
     for begin, end in spoken(codes, rest):
         decoded = codec.decode(codes[None, begin:end])[0]
-        sound = hushed(decoded, codes[begin:end], rest, codec.sample_rate_hz).numpy()
+        sound = hushed(decoded, codes[begin:end], rest, codec).numpy()
         if begin:
             sound[: SETTLING_FRAMES * step] = 0.0
         channel[late + begin * step : late + end * step] = sound

@@ -176,6 +176,7 @@ SETTLED_FRAMES = 25
 
 
 HUSH_S = 0.01
+"""In which the sound ends where the codes are silent."""
 
 
 def silent_frame(speech: SpeechTokenizer, device: str = "cpu") -> Tensor:
@@ -203,13 +204,17 @@ def hush(frame_samples: int, rate_hz: int) -> Tensor:
     return gains
 
 
-def hushed(sound: Tensor, codes: Tensor, rest: Tensor, rate_hz: int) -> Tensor:
+def hushed(sound: Tensor, codes: Tensor, rest: Tensor, speech: SpeechTokenizer) -> Tensor:
     """What was decoded of a whole signal, [F * frame_samples], times the `hush` of its codes
-    [F, D], `rest` [D] being those of silence."""
+    [F, D], `rest` [D] being those of silence; as it is live: silence that speech follows within
+    the decoder's latency is left as it is."""
     silent = (codes == rest).all(-1)
     before = torch.cat((silent.new_ones(1), silent[:-1]))
-    gains = hush(len(sound) // len(codes), rate_hz)
-    return sound * gains[silent.long() + (silent & before).long()].flatten()
+    lasting = silent.clone()
+    for ahead in range(1, min(speech.decode_latency_frames, len(codes) - 1) + 1):
+        lasting[:-ahead] &= silent[ahead:]
+    gains = hush(speech.frame_samples, speech.sample_rate_hz)
+    return sound * gains[lasting.long() + (lasting & before).long()].flatten()
 
 
 def _check_rows(rows: int, state: RowState | None) -> None:

@@ -54,7 +54,7 @@ def converse(engine: DuplexLM, tokenizer: SpeechTokenizer, person: Tensor, seed:
     parts = [tokenizer.decode(part[None], spoken)[0] for part in codes.split(CHUNK_FRAMES)]
     rest, late = silent_frame(tokenizer), tokenizer.decode_latency_frames
     sounding = torch.cat((rest.expand(late, -1), codes))[: len(codes)]
-    sound = hushed(torch.cat(parts), sounding, rest, tokenizer.sample_rate_hz)
+    sound = hushed(torch.cat(parts), sounding, rest, tokenizer)
     agent = torch.cat((torch.zeros(step), sound))[: len(person)]  # heard in the next frame
     return torch.stack((person, agent))
 

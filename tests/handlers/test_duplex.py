@@ -20,11 +20,13 @@ from handlers.duplex.encoder import MAX_UNDER_WAY, OVERLOADED_S, DuplexEncoder
 from handlers.duplex.lm import DuplexModel
 from handlers.duplex.options import ParrotOptions
 from handlers.duplex.parts import Checkpoint
+from handlers.duplex.resample import FrameResampler
 from handlers.duplex.rows import RowBank
 from handlers.messages import (
     RATE_HZ,
     AudioIn,
     Failed,
+    Frame,
     Join,
     Message,
     Samples,
@@ -33,7 +35,8 @@ from handlers.messages import (
     Uttered,
 )
 from handlers.ticket import Ticket
-from models.common.tokens import SETTLED_FRAMES, RowState
+from models.common.tokens import SETTLED_FRAMES, RowState, hushed, silent_frame
+from models.parrot.tokenizers import load_tokenizer
 from server.metrics import Metrics
 from tests.duplex_fakes import (
     FRAME_S,
@@ -245,6 +248,38 @@ class TestStages:
         assert np.abs(samples[over][: RATE_HZ // 200]).max() > 0.1  # fades
         assert not samples[over][RATE_HZ // 100 :].any()
         assert not np.concatenate(samples[over + 1 :]).any()
+
+    def test_what_breaks_off_sounds_live_as_in_a_file(self) -> None:
+        speech, me, own = load_tokenizer("tiny"), ticket("me"), ticket("own")
+        rest = silent_frame(speech)
+        generator = torch.Generator().manual_seed(3)
+        said = torch.randint(speech.codebook_size, (60, 1), generator=generator)
+        for begin, end in ((0, 6), (14, 15), (20, 22), (30, 45), (47, 48), (50, 60)):
+            said[begin:end] = rest
+        parts = Scripted(Repeater(1))
+        parts.tokenizer = lambda: speech  # type: ignore[method-assign]
+        out: list[Message] = []
+        links: dict[str, Any] = {"emit": out.append, "observer": Metrics()}
+        decoder = DuplexDecoder(ParrotOptions(rows=1), parts, forward=lambda _: None, **links)
+        decoder.setup()
+        for n, codes in enumerate(said):
+            frames = (Frame(me, n, 0, codes),)
+            for message in decoder.process([Tick(own, 0.0, ((me, 0),) * (n == 0), (), frames)]):
+                decoder.emit(message)
+        live = np.concatenate([m.samples for m in out if isinstance(m, Uttered)])
+        sound = speech.decode(said[None], speech.decoder_state(1))[0]
+        late = speech.decode_latency_frames
+        sounding = torch.cat((rest.expand(late, -1), said))[: len(said)]
+        whole = hushed(sound, sounding, rest, speech).numpy()
+        resampler = FrameResampler(speech.sample_rate_hz, RATE_HZ, speech.frame_samples, rows=1)
+        whole_frames = whole.reshape(-1, 1, speech.frame_samples)
+        wanted = np.concatenate([resampler.push(frame, [0])[0] for frame in whole_frames])
+        assert np.abs(wanted).max() > 0.1
+        # The fade is live a millisecond earlier, as the resampler is that late.
+        off = np.abs(live - wanted)[FRAME:].reshape(-1, FRAME)
+        fading = [n for n in range(len(off)) if off[n].max() > 0.01]
+        assert all(off[n, RATE_HZ // 80 :].max() < 1e-3 for n in fading)
+        assert len(fading) <= 6
 
     def test_a_row_is_free_as_soon_as_somebody_leaves_in_mid_tick(self) -> None:
         rig = Rig(rows=2)

@@ -142,7 +142,7 @@ def test_where_a_voice_ends_by_itself_silent_codes_are_silent_anyway() -> None:
     codes = shipped.encode(said[None])[0]
     sound, rest = shipped.decode(codes[None])[0], silent_frame(shipped)
     assert (codes == rest).sum() > 20
-    hushed_sound = hushed(sound, codes, rest, shipped.sample_rate_hz)
+    hushed_sound = hushed(sound, codes, rest, shipped)
     off = hushed_sound[shipped.frame_samples :] - sound[shipped.frame_samples :]
     assert off.abs().max() < 1e-3
 
@@ -153,7 +153,7 @@ def test_where_a_voice_breaks_off_nothing_follows() -> None:
     for broken in range(30, 40, 3):
         cut = torch.cat((codes[:broken], rest.expand(25, -1)))
         sound = shipped.decode(cut[None])[0]
-        made = hushed(sound, cut, rest, shipped.sample_rate_hz)
+        made = hushed(sound, cut, rest, shipped)
         at = broken * shipped.frame_samples
         assert sound[at : at + shipped.frame_samples].abs().max() > 0.01  # without it
         said_before = slice(shipped.frame_samples, at)

@@ -161,6 +161,7 @@ def answers(folder: Path, user: Tensor) -> Tensor:
         options = ParrotOptions()
         needed = torch.where(quiet, options.onset, 1 - options.offset)
         said.append(torch.where(due >= needed, logits.argmax(-1), rest))
+        due = due * quiet
     return torch.stack(said[1:])
 
 

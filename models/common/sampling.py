@@ -64,8 +64,9 @@ def due(logits: Tensor, rest: int, before: Tensor) -> Tensor:
 def speak_or_rest(
     logits: Tensor, sampling: Sampling, last: Tensor, before: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The likeliest sound, or silence, as `Sampling.rest` says; and what is then due. [R, D, K],
-    [R, D], [R, D] -> [R, D] each"""
+    """The likeliest sound, or silence, as `Sampling.rest` says; and what is then due: nothing where
+    we have just stopped, or the sound that was given up would have us begin again at once.
+    [R, D, K], [R, D], [R, D] -> [R, D] each"""
     rest = sampling.rest
     assert rest is not None
     quiet = last == rest
@@ -74,7 +75,7 @@ def speak_or_rest(
     sounds[..., rest] = -torch.inf
     goes_on = now >= torch.where(quiet, sampling.onset, 1 - sampling.offset)
     chosen = torch.where(goes_on, sounds.argmax(-1), rest)
-    return chosen, now * (chosen == rest)
+    return chosen, now * (quiet & (chosen == rest))
 
 
 def sample(

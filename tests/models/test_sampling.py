@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.common.errors import ConfigError
-from models.common.sampling import Sampling, due, gumbel, sample
+from models.common.sampling import Sampling, due, gumbel, sample, speak_or_rest
 
 ROWS = 20_000
 LOGITS = torch.tensor([2.0, 0.0, 1.0, -1.0, 0.5])
@@ -118,6 +118,19 @@ def test_a_sound_ends_as_soon_as_silence_is_as_likely_as_said() -> None:
         assert bool(found[2] == 0) is goes_on
     with pytest.raises(ConfigError, match="offset=1"):
         Sampling(offset=1.0)
+
+
+def test_who_has_just_stopped_does_not_begin_again_for_what_was_given_up() -> None:
+    silence = float(LOGITS.softmax(-1)[2])
+    sampling = Sampling(rest=2, onset=1.5 * (1 - silence), offset=silence - 0.01)
+    last = torch.zeros(1, 1, dtype=torch.long)  # a sound
+    chosen, behind = speak_or_rest(LOGITS[None, None], sampling, last, torch.zeros(1, 1))
+    assert (int(chosen), float(behind)) == (2, 0.0)
+    chosen, behind = speak_or_rest(LOGITS[None, None], sampling, chosen, behind)
+    assert int(chosen) == 2
+    assert float(behind) == pytest.approx(1 - silence)
+    chosen, behind = speak_or_rest(LOGITS[None, None], sampling, chosen, behind)
+    assert int(chosen) != 2  # by now it is due
 
 
 def test_who_could_begin_at_any_of_some_moments_begins_once_it_has_come_together() -> None:

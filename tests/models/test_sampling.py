@@ -122,7 +122,7 @@ def test_a_sound_ends_as_soon_as_silence_is_as_likely_as_said() -> None:
 
 def test_who_has_just_stopped_does_not_begin_again_for_what_was_given_up() -> None:
     silence = float(LOGITS.softmax(-1)[2])
-    sampling = Sampling(rest=2, onset=1.5 * (1 - silence), offset=silence - 0.01)
+    sampling = Sampling(rest=2, onset=1.0, offset=silence - 0.01)
     last = torch.zeros(1, 1, dtype=torch.long)  # a sound
     chosen, behind = speak_or_rest(LOGITS[None, None], sampling, last, torch.zeros(1, 1))
     assert (int(chosen), float(behind)) == (2, 0.0)

@@ -52,7 +52,7 @@ SAYABLE = tuple(
 )
 """Every word that is ever said, by either of the two."""
 
-ONSET, OFFSET = 0.7, 0.15
+ONSET, OFFSET = 0.75, 0.05
 """How sure the shipped model has to be of speech to begin, and of silence to stop: `Sampling`."""
 
 AGENT = Speaker("en-us+f5", speed_wpm=160, pitch=50, intonation=50)

@@ -18,6 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from models.common.packed import replace_linear
+
 Product = Callable[[Tensor], Tensor]
 
 
@@ -60,11 +62,10 @@ def product(weight: Tensor, bias: Tensor | None = None) -> Product:
 
 def halve(module: nn.Module) -> None:
     """All linear layers within that can be. They cannot be moved, changed or saved after that."""
-    for name, child in module.named_children():
-        if type(child) is not nn.Linear:
-            halve(child)
-        elif can_halve(child.weight):
-            setattr(module, name, HalfLinear(child.weight, child.bias))
+    replace_linear(
+        module,
+        lambda linear: HalfLinear(linear.weight, linear.bias) if can_halve(linear.weight) else None,
+    )
 
 
 def round_files(folder: Path) -> dict[str, float]:

@@ -8,6 +8,7 @@ has another library beneath than half precision has); oneDNN's product of a pack
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,8 +48,13 @@ def can_pack(weight: Tensor) -> bool:
 def pack(module: nn.Module) -> None:
     """All linear layers within, where there is anything to gain. They cannot be moved, changed or
     saved after that."""
+    replace_linear(module, lambda linear: PackedLinear(linear) if can_pack(linear.weight) else None)
+
+
+def replace_linear(module: nn.Module, other: Callable[[nn.Linear], nn.Module | None]) -> None:
+    """By what `other` makes of each linear layer within; None leaves it."""
     for name, child in module.named_children():
         if type(child) is not nn.Linear:
-            pack(child)
-        elif can_pack(child.weight):
-            setattr(module, name, PackedLinear(child))
+            replace_linear(child, other)
+        elif (made := other(child)) is not None:
+            setattr(module, name, made)

@@ -24,14 +24,15 @@ class DuplexDecoder(DuplexStage):
 
         from handlers.duplex.resample import FrameResampler
         from handlers.duplex.rows import RowBank
-        from models.common.tokens import SETTLED_FRAMES, hush, silent_frame
+        from models.common.tokens import SETTLED_FRAMES, hush, silent_before, silent_frame
 
         speech, rows = self.parts.tokenizer(), self.options.rows
         self._rows: dict[Ticket, int] = {}
         self._silent_for: dict[Ticket, int] = {}  # frames
         self._settled = SETTLED_FRAMES
         self._silence = tuple(silent_frame(speech, self.parts.device).tolist())
-        self._late = speech.decode_latency_frames
+        late = speech.decode_latency_frames
+        self._silent_before = lambda ticket: silent_before(self._silent_for[ticket], late)
         self._frame_samples = round(speech.frame_samples * RATE_HZ / speech.sample_rate_hz)
         self._hush = hush(self._frame_samples, RATE_HZ).numpy()
         self._bank = RowBank(
@@ -68,14 +69,10 @@ class DuplexDecoder(DuplexStage):
             given = {row: frame.codes[None] for row, frame in zip(rows, frames, strict=True)}
             decoded = self._bank.step(given)
             heard = self._resampler.push(np.stack([decoded[r].numpy() for r in rows]), rows)
-            sound[awake] = heard * self._hush[[self._silent_before(frame) for frame in frames]]
+            sound[awake] = heard * self._hush[[self._silent_before(frame.ticket) for frame in frames]]
         levels_db = 10 * np.log10(np.maximum(np.square(sound).mean(axis=1), LEVEL_FLOOR))
         for frame, samples, level_db in zip(tick.frames, sound, levels_db.tolist(), strict=True):
             yield Uttered(frame.ticket, frame.number, frame.heard_sample, samples, level_db)
-
-    def _silent_before(self, frame: Frame) -> int:
-        """Of the frames that sound now, which have come before, how many were silent, up to 2."""
-        return min(max(self._silent_for[frame.ticket] - self._late, 0), 2)
 
     def _sounds(self, frame: Frame) -> bool:
         """Not once silence has lasted for so long that the decoder would only go on with it."""

@@ -191,8 +191,7 @@ def rest_code(speech: SpeechTokenizer, device: str = "cpu") -> int | None:
 
 
 def hush(frame_samples: int, rate_hz: int) -> Tensor:
-    """What the decoded frames are multiplied with whose codes are no silence, the first of it, and
-    further ones. [3, frame_samples]
+    """What the decoded frames are multiplied with, by their `silent_before`. [3, frame_samples]
 
     Codes of speech end in such as sound silent already. Where a model breaks off in a word there
     are none, and the decoder goes on for about a frame.
@@ -204,17 +203,23 @@ def hush(frame_samples: int, rate_hz: int) -> Tensor:
     return gains
 
 
+def silent_before(silent_frames: int, latency_frames: int) -> int:
+    """0: it sounds; 1: it fades; 2: nothing is left. Of a decoded frame, when so many silent codes
+    have come at last; with a latency the one before them is known to be the last in time."""
+    return min(max(silent_frames - max(latency_frames - 1, 0), 0), 2)
+
+
 def hushed(sound: Tensor, codes: Tensor, rest: Tensor, speech: SpeechTokenizer) -> Tensor:
     """What was decoded of a whole signal, [F * frame_samples], times the `hush` of its codes
-    [F, D], `rest` [D] being those of silence; as it is live: silence that speech follows within
-    the decoder's latency is left as it is."""
-    silent = (codes == rest).all(-1)
-    before = torch.cat((silent.new_ones(1), silent[:-1]))
-    lasting = silent.clone()
-    for ahead in range(1, min(speech.decode_latency_frames, len(codes) - 1) + 1):
-        lasting[:-ahead] &= silent[ahead:]
+    [F, D], `rest` [D] being those of silence; as it is live."""
+    late, silent_frames, at = speech.decode_latency_frames, 0, []
+    silent = (codes == rest).all(-1).tolist()
+    for number, one in enumerate([*silent, *silent[-1:] * late]):
+        silent_frames = silent_frames + 1 if one else 0
+        if number >= late:
+            at.append(silent_before(silent_frames, late))
     gains = hush(speech.frame_samples, speech.sample_rate_hz)
-    return sound * gains[lasting.long() + (lasting & before).long()].flatten()
+    return sound * gains[at].flatten()
 
 
 def _check_rows(rows: int, state: RowState | None) -> None:

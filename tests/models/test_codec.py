@@ -156,20 +156,21 @@ def test_where_a_voice_breaks_off_nothing_follows() -> None:
         made = hushed(sound, cut, rest, shipped)
         at = broken * shipped.frame_samples
         assert sound[at : at + shipped.frame_samples].abs().max() > 0.01  # without it
-        said_before = slice(shipped.frame_samples, at)
+        known = at - shipped.decode_latency_frames * shipped.frame_samples
+        said_before = slice(shipped.frame_samples, known)
         torch.testing.assert_close(made[said_before], sound[said_before], rtol=0, atol=1e-3)
-        assert not made[at + shipped.sample_rate_hz // 100 :].any()
+        assert not made[known + shipped.sample_rate_hz // 100 :].any()
 
 
 def spoken_by_the_agent(text: str) -> tuple[Tensor, TinyCodec]:
-    """With a second of silence before and behind. [T]"""
+    """From the beginning of a frame, with a second of silence before and behind. [T]"""
     pytest.importorskip("espeakng_loader", reason="the agent is eSpeak NG")
     from models.parrot.speech import agent_clip
 
     shipped = load_tokenizer("tiny")
     assert isinstance(shipped, TinyCodec)
-    pad = shipped.sample_rate_hz
-    samples = np.pad(agent_clip(text).samples, pad)
+    pad, clip = shipped.sample_rate_hz, agent_clip(text)
+    samples = np.pad(clip.samples, (pad - clip.first, pad))
     whole = len(samples) // shipped.frame_samples * shipped.frame_samples
     return torch.from_numpy(samples[:whole]), shipped
 

@@ -3,7 +3,8 @@
 In one run and one clock: the encoder and decoder learn to turn any voice into the agent's, the
 vocoder learns the agent's sound. The decoder's targets are mel frames, pitch and voicing; a head
 that is used in training only asks which phoneme it is; and one of the quantised numbers is to tell
-whether the speech that has just ended fell or goes on. Writes a log, what it ran with, and the
+whether the speech that has just ended fell or goes on. `--keep_codes` goes on with the decoder and
+the vocoder alone, on the codes of what the agent says. Writes a log, what it ran with, and the
 codec.
 """
 
@@ -24,10 +25,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.common.errors import ConfigError
 from models.common.harmonic import spectral_loss
 from models.common.pitch import track_pitch
 from models.parrot import domain
-from models.parrot.codec import VOCODER_HOPS, WEIGHTS, CodecConfig, TinyCodec
+from models.parrot.codec import VOCODER_HOPS, WEIGHTS, CodecConfig, Spoken, TinyCodec
 from models.parrot.pairs import (
     ENDS,
     HIGHEST_HZ,
@@ -40,7 +42,7 @@ from models.parrot.pairs import (
     stacked,
 )
 from models.parrot.rooms import RoomOptions, draw_room, heard_in
-from models.parrot.speech import PERSON_RMS
+from models.parrot.speech import PERSON_RMS, agent_clip
 from models.parrot.synthesis import RATE_HZ, Synthesizer
 
 PHONEMES = 96
@@ -49,6 +51,13 @@ PHONEME_SHARE, PITCH_SHARE, TONE_SHARE = 0.3, 1.5, 0.7
 TONE_STEEPNESS = 2.0
 CLEAN_SHARE = 0.2
 CLIP_HOPS = 64
+ANSWER_SHARE, OFF_GRID_SHARE = 0.35, 0.25
+SILENT_FRAMES = (3, 10)
+"""Before a saying."""
+WARM_HOPS = 8
+"""In which a vocoder that begins in the middle lacks what came before."""
+SAID_ABOVE = -9.5
+"""Mean log-mel of a hop in which something is said; -11.5 is silence."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +154,77 @@ class VocoderPool:
             late = _late_hops(self._codec)
         made = self._codec.vocoder(mel, pitch, voiced)[:, late * HOP_SAMPLES :]
         wanted = wanted[:, : -late * HOP_SAMPLES]
-        mels = [self._codec.log_mel(x) for x in (made, wanted)]
-        return spectral_loss(made, wanted) + 0.5 * (mels[0] - mels[1]).abs().mean()
+        return _sound_loss(self._codec, made, wanted)
+
+
+class Sayings:
+    """What the agent says in dialogues, with its codes: there nothing else is ever decoded.
+
+    In most of them the voice begins with a frame, as the agent of `configs/dialogues/tiny.yaml`
+    does, and a saying then always has the same codes. Rows of F frames of silence, one saying, and
+    silence; part of them new at every step.
+    """
+
+    def __init__(self, codec: TinyCodec, settings: Settings) -> None:
+        self._codec, self._settings = codec, settings
+        self._source = random.Random(settings.seed + 4)
+        self._answers = [*domain.QUESTIONS.values(), domain.LONG_TURN_REPLY, domain.BACKCHANNEL]
+        self._rows = [self._draw() for _ in range(settings.pairs)]
+
+    def _draw(self) -> tuple[Tensor, ...]:
+        source, frame = self._source, self._codec.frame_samples
+        text = domain.draw_phrase(source, test=False)
+        if source.random() < ANSWER_SHARE:
+            text = source.choice(self._answers)
+        clip = agent_clip(text)
+        start = source.randint(*SILENT_FRAMES) * frame - clip.first
+        if source.random() < OFF_GRID_SHARE:
+            start += source.randrange(frame)
+        x = torch.zeros(self._settings.frames * frame)
+        voice = torch.from_numpy(clip.samples)[: len(x) - start]
+        x[start : start + len(voice)] = voice
+        pitch, voiced = track_pitch(
+            x, RATE_HZ, HOP_SAMPLES, lowest_hz=LOWEST_HZ, highest_hz=HIGHEST_HZ
+        )
+        with torch.no_grad():
+            return x, self._codec.quantise(x[None])[1][0], pitch, voiced
+
+    def loss(self, step: int) -> tuple[Tensor, str]:
+        settings, late = self._settings, _late_hops(self._codec)
+        for _ in range(settings.renewed_per_step):
+            self._rows[self._source.randrange(len(self._rows))] = self._draw()
+        drawn = self._source.choices(self._rows, k=settings.batch)
+        x, codes, pitch, voiced = (torch.stack(parts) for parts in zip(*drawn, strict=True))
+        spoken = self._codec.speak(self._codec.quantiser.values(codes))
+        mel = self._codec.log_mel(x)
+        said = (mel.mean(-1) > SAID_ABOVE).float()
+        total, of_mel = _decoder_losses(spoken, mel, pitch, voiced, said, late - VOCODER_HOPS)
+        of_voice = self._sound_loss(spoken, said, x, late)
+        return total + of_voice, (
+            f"loss {total.item():.3f} mel {of_mel.item():.3f} vocoder {of_voice.item():.3f}"
+        )
+
+    def _sound_loss(self, spoken: Spoken, said: Tensor, x: Tensor, late: int) -> Tensor:
+        """Of some rows and a part of each in which something is said: the vocoder takes far longer
+        than the rest."""
+        parts = []
+        for row in range(self._settings.vocoder_batch):
+            begin = int(said[row].argmax()) - WARM_HOPS  # there are more of silence before it
+            begin += self._source.randrange(max(1, int(said[row].sum()) - CLIP_HOPS // 2))
+            begin = min(begin, len(said[row]) - late - CLIP_HOPS)
+            hops = slice(begin + late, begin + late + CLIP_HOPS)
+            sound = x[row, begin * HOP_SAMPLES : (begin + CLIP_HOPS) * HOP_SAMPLES]
+            voiced = torch.sigmoid(spoken.voicing[row, hops])
+            parts.append((spoken.mel[row, hops], spoken.pitch_hz[row, hops], voiced, sound))
+        mel, pitch_hz, voiced, wanted = (torch.stack(part) for part in zip(*parts, strict=True))
+        made = self._codec.vocoder(mel, pitch_hz, voiced)
+        made, wanted = (y[:, WARM_HOPS * HOP_SAMPLES :] for y in (made, wanted))
+        return _sound_loss(self._codec, made, wanted)
+
+
+def _sound_loss(codec: TinyCodec, made: Tensor, wanted: Tensor) -> Tensor:
+    mels = [codec.log_mel(x) for x in (made, wanted)]
+    return spectral_loss(made, wanted) + 0.5 * (mels[0] - mels[1]).abs().mean()
 
 
 def _late_hops(codec: TinyCodec) -> int:
@@ -173,24 +251,31 @@ def codec_losses(codec: TinyCodec, batch: Batch) -> Losses:
     values, _ = codec.quantiser(numbers)
     spoken = codec.speak(values)
     late = _late_hops(codec) - VOCODER_HOPS
-    made = slice(late, None)
-    wanted = slice(0, batch.mel.shape[1] - late)
-    # What is said counts more than how silent the silence is.
-    weight = 0.3 + (batch.phonemes[:, wanted] > 0).float()
-    difference = (spoken.mel[:, made] - batch.mel[:, wanted]).abs().mean(-1)
-    mel = (difference * weight).sum() / weight.sum()
-    voiced = batch.voiced[:, wanted]
-    voicing = F.binary_cross_entropy_with_logits(spoken.voicing[:, made], voiced)
-    ratio = torch.log(spoken.pitch_hz[:, made] / batch.pitch_hz[:, wanted]).abs()
-    pitch = (ratio * voiced).sum() / voiced.sum().clamp(min=1)
+    said = (batch.phonemes > 0).float()
+    total, mel = _decoder_losses(spoken, batch.mel, batch.pitch_hz, batch.voiced, said, late)
+    made, wanted = slice(late, None), slice(0, batch.mel.shape[1] - late)
     assert codec.to_phoneme is not None
     phonemes = codec.to_phoneme(spoken.hidden)[..., made]  # [B, P, M]
     of_phoneme = F.cross_entropy(phonemes, batch.phonemes[:, wanted])
-    total = mel + 0.3 * voicing + PITCH_SHARE * pitch
     total = total + PHONEME_SHARE * of_phoneme + TONE_SHARE * of_tone
-    said = batch.phonemes[:, wanted] > 0
-    hits = (phonemes.argmax(1) == batch.phonemes[:, wanted])[said].float().mean()
-    return Losses(total, mel.detach(), hits, tone_hits)
+    hits = (phonemes.argmax(1) == batch.phonemes[:, wanted])[said[:, wanted] > 0].float().mean()
+    return Losses(total, mel, hits, tone_hits)
+
+
+def _decoder_losses(
+    spoken: Spoken, mel: Tensor, pitch_hz: Tensor, voiced: Tensor, said: Tensor, late: int
+) -> tuple[Tensor, Tensor]:
+    """Of what is wanted [B, M, bands], [B, M] each and comes so many hops later: in all, and of the
+    mel frames. What is said counts more than how silent the silence is."""
+    made, wanted = slice(late, None), slice(0, mel.shape[1] - late)
+    weight = 0.3 + said[:, wanted]
+    difference = (spoken.mel[:, made] - mel[:, wanted]).abs().mean(-1)
+    of_mel = (difference * weight).sum() / weight.sum()
+    voiced = voiced[:, wanted]
+    voicing = F.binary_cross_entropy_with_logits(spoken.voicing[:, made], voiced)
+    ratio = torch.log(spoken.pitch_hz[:, made] / pitch_hz[:, wanted]).abs()
+    pitch = (ratio * voiced).sum() / voiced.sum().clamp(min=1)
+    return of_mel + 0.3 * voicing + PITCH_SHARE * pitch, of_mel.detach()
 
 
 def _tone_loss(numbers: Tensor, tones: Tensor, late_frames: int) -> tuple[Tensor, Tensor]:
@@ -214,51 +299,74 @@ def begin_from(folder: Path, codec: TinyCodec) -> None:
         target[tuple(slice(size) for size in weight.shape)] = weight
 
 
-def train(output_dir: Path, settings: Settings, start: Path | None = None) -> None:
+class Whole:
+    """The loss of all of the codec: on pairs, and of the vocoder."""
+
+    def __init__(self, codec: TinyCodec, synthesizer: Synthesizer, settings: Settings) -> None:
+        self._codec, self._rows = codec, settings.vocoder_batch
+        maker = PairMaker(settings.seed, synthesizer, codec.config.mel_bands, test=False)
+        self._pool, self._clips = Pool(maker, settings), VocoderPool(codec, settings)
+
+    def loss(self, step: int) -> tuple[Tensor, str]:
+        losses = codec_losses(self._codec, self._pool.batch())
+        of_voice = self._clips.loss(self._rows, coded=step % 2 == 1)
+        return losses.total + of_voice, (
+            f"loss {losses.total.item():.3f} mel {losses.mel.item():.3f} "
+            f"phonemes {losses.phoneme_right.item():.3f} "
+            f"tones {losses.tone_right.item():.3f} vocoder {of_voice.item():.3f}"
+        )
+
+
+def speaking_parts(codec: TinyCodec) -> list[nn.Module]:
+    """What makes sound of codes."""
+    return [codec.from_code, codec.coarse, codec.up, codec.fine, codec.to_mel, codec.vocoder]
+
+
+def train(
+    output_dir: Path, settings: Settings, start: Path | None = None, *, keep_codes: bool = False
+) -> None:
+    """Raises `ConfigError` for codes to be kept of no codec."""
+    if keep_codes and start is None:
+        raise ConfigError("--keep_codes goes on with a codec: --start_from has to name it")
     torch.manual_seed(settings.seed)
     torch.set_num_threads(settings.threads)
     output_dir.mkdir(parents=True, exist_ok=True)
     codec = TinyCodec(CodecConfig(phonemes=PHONEMES))
     if start is not None:
         begin_from(start, codec)
+    if keep_codes:
+        codec.requires_grad_(False).eval()
+        for part in speaking_parts(codec):
+            part.requires_grad_(True)
     voice = list(codec.vocoder.parameters())
-    other = [p for p in codec.parameters() if all(p is not v for v in voice)]
+    other = [p for p in codec.parameters() if p.requires_grad and all(p is not v for v in voice)]
     optimiser = torch.optim.AdamW([{"params": other}, {"params": voice}], settings.rate)
     with Synthesizer() as synthesizer:
-        maker = PairMaker(settings.seed, synthesizer, codec.config.mel_bands, test=False)
         began = time.monotonic()
-        pool, clips = Pool(maker, settings), VocoderPool(codec, settings)
-        _log(output_dir, f"pool of {settings.pairs} pairs in {time.monotonic() - began:.0f} s")
+        what = Sayings(codec, settings) if keep_codes else Whole(codec, synthesizer, settings)
+        _log(output_dir, f"pool of {settings.pairs} in {time.monotonic() - began:.0f} s")
         began, step, share = time.monotonic(), 0, 0.0
         while share < 1.0:
             rate = settings.rate * min(1.0, step / 100) * (1.0 - share) + 1e-5
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            losses = codec_losses(codec, pool.batch())
-            of_voice = clips.loss(settings.vocoder_batch, coded=step % 2 == 1)
+            loss, line = what.loss(step)
             optimiser.zero_grad()
-            (losses.total + of_voice).backward()
+            loss.backward()
             nn.utils.clip_grad_norm_(other, 1.0)
             nn.utils.clip_grad_norm_(voice, 1.0)
             optimiser.step()
             share = (time.monotonic() - began) / (60 * settings.minutes)
             if step % 100 == 0:
-                _log(
-                    output_dir,
-                    f"step {step} at {60 * settings.minutes * share:.0f} s: "
-                    f"loss {losses.total.item():.3f} mel {losses.mel.item():.3f} "
-                    f"phonemes {losses.phoneme_right.item():.3f} "
-                    f"tones {losses.tone_right.item():.3f} vocoder {of_voice.item():.3f}",
-                )
+                _log(output_dir, f"step {step} at {60 * settings.minutes * share:.0f} s: {line}")
             if step % 1000 == 999:
                 codec.save(output_dir)
             step += 1
-        dropped = maker.dropped
     codec.save(output_dir)
     ran = {
         "settings": asdict(settings),
+        "keep_codes": keep_codes,
         "steps": step,
-        "pairs_dropped": dropped,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "machine": platform.processor() or platform.machine(),
@@ -280,12 +388,16 @@ def main() -> None:
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="where the codec goes")
     parser.add_argument("--start_from", type=Path, help="folder of a codec to go on from")
+    parser.add_argument(
+        "--keep_codes", action="store_true", help="train what makes sound of them alone"
+    )
     units = {"minutes": "of training", "frames": "of 40 ms per row", "rate": "learning rate"}
     for name, default in asdict(Settings()).items():
         text = units.get(name, "of training")
         parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
     args = vars(parser.parse_args())
-    train(args.pop("output_dir"), start=args.pop("start_from"), settings=Settings(**args))
+    folder, start, keep = (args.pop(name) for name in ("output_dir", "start_from", "keep_codes"))
+    train(folder, Settings(**args), start, keep_codes=keep)
 
 
 if __name__ == "__main__":

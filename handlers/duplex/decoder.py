@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -31,8 +31,8 @@ class DuplexDecoder(DuplexStage):
         self._silent_for: dict[Ticket, int] = {}  # frames
         self._settled = SETTLED_FRAMES
         self._silence = tuple(silent_frame(speech, self.parts.device).tolist())
-        late = speech.decode_latency_frames
-        self._silent_before = lambda ticket: silent_before(self._silent_for[ticket], late)
+        self._late = speech.decode_latency_frames
+        self._silent_before: Callable[[int, int], int] = silent_before
         self._frame_samples = round(speech.frame_samples * RATE_HZ / speech.sample_rate_hz)
         self._hush = hush(self._frame_samples, RATE_HZ).numpy()
         self._bank = RowBank(
@@ -69,7 +69,8 @@ class DuplexDecoder(DuplexStage):
             given = {row: frame.codes[None] for row, frame in zip(rows, frames, strict=True)}
             decoded = self._bank.step(given)
             heard = self._resampler.push(np.stack([decoded[r].numpy() for r in rows]), rows)
-            sound[awake] = heard * self._hush[[self._silent_before(frame.ticket) for frame in frames]]
+            silent = [self._silent_for[frame.ticket] for frame in frames]
+            sound[awake] = heard * self._hush[[self._silent_before(n, self._late) for n in silent]]
         levels_db = 10 * np.log10(np.maximum(np.square(sound).mean(axis=1), LEVEL_FLOOR))
         for frame, samples, level_db in zip(tick.frames, sound, levels_db.tolist(), strict=True):
             yield Uttered(frame.ticket, frame.number, frame.heard_sample, samples, level_db)

@@ -74,7 +74,9 @@ class Bench:
         return made
 
     def of_agent(self, phrase: str) -> Samples:
-        return padded(agent_clip(phrase).samples)
+        """From the beginning of a frame, as in dialogues."""
+        clip = agent_clip(phrase)
+        return padded(clip.samples)[clip.first :]
 
     def of_person(self, phrase: str, *, room: bool) -> Samples:
         speaker = domain.draw_speaker(self._source, test=True)

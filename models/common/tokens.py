@@ -176,7 +176,8 @@ SETTLED_FRAMES = 25
 
 
 HUSH_S = 0.01
-"""In which the sound ends where the codes are silent."""
+"""So long the sound of the frame in which it ends stays, and so long it fades. Of one ending in
+fifty the code of silence comes right behind a loud frame: faded at once, "four" was "five"."""
 
 
 def silent_frame(speech: SpeechTokenizer, device: str = "cpu") -> Tensor:
@@ -198,8 +199,9 @@ def hush(frame_samples: int, rate_hz: int) -> Tensor:
     """
     gains = torch.zeros(3, frame_samples)
     gains[0] = 1.0
-    fade = min(frame_samples, round(HUSH_S * rate_hz))
-    gains[1, :fade] = torch.linspace(1.0, 0.0, fade)
+    fade = min(frame_samples // 2, round(HUSH_S * rate_hz))
+    gains[1, :fade] = 1.0
+    gains[1, fade : 2 * fade] = torch.linspace(1.0, 0.0, fade)
     return gains
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from handlers.duplex.parts import Checkpoint
 from handlers.duplex.resample import FrameResampler
 from handlers.duplex.rows import RowBank
 from handlers.messages import RATE_HZ, Samples
+from models.common.tokens import hushed, silent_frame
 from models.parrot.backbones import DualLlama, DualLlamaConfig, load
 from models.parrot.codec import CodecConfig, TinyCodec
 from models.parrot.engine import DuplexLM
@@ -187,7 +189,13 @@ def check_audio(received: Samples, said: Tensor, folder: Path, row: int) -> None
     bank = RowBank(codec.decode, codec.decoder_state, ROWS, "cpu")
     bank.open(row)
     sound = np.concatenate([bank.step({row: frame[None]})[row].numpy() for frame in said])
-    wanted = resampled(sound, codec.sample_rate_hz, RATE_HZ, codec.frame_samples).clip(-1, 1)
+    sound = resampled(sound, codec.sample_rate_hz, RATE_HZ, codec.frame_samples)
+    late, rest = codec.decode_latency_frames, silent_frame(codec)
+    sounding = torch.cat((rest.expand(late, -1), said))[: len(said)]
+    wire: Any = SimpleNamespace(
+        frame_samples=FRAME_SAMPLES, sample_rate_hz=RATE_HZ, decode_latency_frames=late
+    )
+    wanted = hushed(torch.from_numpy(sound), sounding, rest, wire).numpy().clip(-1, 1)
     assert len(received) > 10 * FRAME_SAMPLES
     assert np.abs(received).max() > 1e-3
     for begin in range(0, len(wanted) - len(received) + 1, FRAME_SAMPLES):

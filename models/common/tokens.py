@@ -175,9 +175,9 @@ SETTLED_FRAMES = 25
 """Of silence, after which a tokenizer has forgotten what was before."""
 
 
-HUSH_S = 0.01
+HOLD_S, FADE_S = 0.02, 0.01
 """So long the sound of the frame in which it ends stays, and so long it fades. Of one ending in
-fifty the code of silence comes right behind a loud frame: faded at once, "four" was "five"."""
+fifty the code of silence comes right behind a loud frame: held for 10 ms, "four" was "garden"."""
 
 
 def silent_frame(speech: SpeechTokenizer, device: str = "cpu") -> Tensor:
@@ -199,9 +199,8 @@ def hush(frame_samples: int, rate_hz: int) -> Tensor:
     """
     gains = torch.zeros(3, frame_samples)
     gains[0] = 1.0
-    fade = min(frame_samples // 2, round(HUSH_S * rate_hz))
-    gains[1, :fade] = 1.0
-    gains[1, fade : 2 * fade] = torch.linspace(1.0, 0.0, fade)
+    hold, fade = round(HOLD_S * rate_hz), round(FADE_S * rate_hz)
+    gains[1] = ((hold + fade - torch.arange(frame_samples)) / fade).clamp(0.0, 1.0)
     return gains
 
 

@@ -205,8 +205,9 @@ def hush(frame_samples: int, rate_hz: int) -> Tensor:
 
 
 def silent_before(silent_frames: int, latency_frames: int) -> int:
-    """0: it sounds; 1: it fades; 2: nothing is left. Of a decoded frame, when so many silent codes
-    have come at last; with a latency the one before them is known to be the last in time."""
+    """Of the frame that sounds now, after so many codes of silence one behind the other: 0 where it
+    is heard, 1 where it fades, 2 where nothing is left. With a latency the code behind that frame
+    is known, and the last one before silence fades; without, the first one of it."""
     return min(max(silent_frames - max(latency_frames - 1, 0), 0), 2)
 
 

@@ -103,9 +103,7 @@ class PairMaker:
             wanted.samples[: len(wanted.samples) // HOP_SAMPLES * HOP_SAMPLES]
         )
         mel = self._log_mel(target[None])[0].numpy()  # [M', bands]
-        pitch, voiced = track_pitch(
-            target, RATE_HZ, HOP_SAMPLES, lowest_hz=LOWEST_HZ, highest_hz=HIGHEST_HZ
-        )
+        pitch, voiced = agent_pitch(target)
         tones = np.full(count, NO_TONE, np.uint8)
         tones[-TONE_HOPS[0] :] = tone
         numbers = np.array([self._number(name) for name in names], np.uint8)
@@ -178,6 +176,11 @@ def stacked(pairs: Sequence[tuple[Pair, NDArray[np.float32], int]], hops: int) -
             tones[row, span.stop : span.stop + TONE_HOPS[1]] = pair.tones[-1]
     heard = np.stack([audio for _, audio, _ in pairs])
     return Batch(*map(torch.from_numpy, (heard, mel, pitch, voiced, phonemes, tones)))
+
+
+def agent_pitch(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """The agent's speech [T] -> pitch (Hz) and voicing, [M] each."""
+    return track_pitch(samples, RATE_HZ, HOP_SAMPLES, lowest_hz=LOWEST_HZ, highest_hz=HIGHEST_HZ)
 
 
 def _spoken(utterance: Utterance) -> tuple[list[str], list[int]]:

@@ -27,23 +27,21 @@ from torch.nn import functional as F
 
 from models.common.errors import ConfigError
 from models.common.harmonic import spectral_loss
-from models.common.pitch import track_pitch
 from models.parrot import domain
 from models.parrot.codec import VOCODER_HOPS, WEIGHTS, CodecConfig, Spoken, TinyCodec
 from models.parrot.pairs import (
     ENDS,
-    HIGHEST_HZ,
     HOP_SAMPLES,
-    LOWEST_HZ,
     NO_TONE,
     Batch,
     Pair,
     PairMaker,
+    agent_pitch,
     stacked,
 )
 from models.parrot.rooms import RoomOptions, draw_room, heard_in
 from models.parrot.speech import PERSON_RMS, agent_clip
-from models.parrot.synthesis import RATE_HZ, Synthesizer
+from models.parrot.synthesis import Synthesizer
 
 PHONEMES = 96
 """Room for all that the voices use; eSpeak's English ones come to about 70."""
@@ -124,9 +122,7 @@ class VocoderPool:
         speaker = replace(domain.AGENT, speed_wpm=source.randint(120, 210))
         samples = synthesizer.say(speaker, text + source.choice(".,")).samples
         x = torch.from_numpy(samples[: len(samples) // HOP_SAMPLES * HOP_SAMPLES].copy())
-        pitch, voiced = track_pitch(
-            x, RATE_HZ, HOP_SAMPLES, lowest_hz=LOWEST_HZ, highest_hz=HIGHEST_HZ
-        )
+        pitch, voiced = agent_pitch(x)
         with torch.no_grad():
             mel = self._codec.log_mel(x[None])[0]
         return x, mel, pitch, voiced
@@ -183,9 +179,7 @@ class Sayings:
         x = torch.zeros(self._settings.frames * frame)
         voice = torch.from_numpy(clip.samples)[: len(x) - start]
         x[start : start + len(voice)] = voice
-        pitch, voiced = track_pitch(
-            x, RATE_HZ, HOP_SAMPLES, lowest_hz=LOWEST_HZ, highest_hz=HIGHEST_HZ
-        )
+        pitch, voiced = agent_pitch(x)
         with torch.no_grad():
             return x, self._codec.quantise(x[None])[1][0], pitch, voiced
 
@@ -304,8 +298,8 @@ class Whole:
 
     def __init__(self, codec: TinyCodec, synthesizer: Synthesizer, settings: Settings) -> None:
         self._codec, self._rows = codec, settings.vocoder_batch
-        maker = PairMaker(settings.seed, synthesizer, codec.config.mel_bands, test=False)
-        self._pool, self._clips = Pool(maker, settings), VocoderPool(codec, settings)
+        self.maker = PairMaker(settings.seed, synthesizer, codec.config.mel_bands, test=False)
+        self._pool, self._clips = Pool(self.maker, settings), VocoderPool(codec, settings)
 
     def loss(self, step: int) -> tuple[Tensor, str]:
         losses = codec_losses(self._codec, self._pool.batch())
@@ -363,10 +357,12 @@ def train(
                 codec.save(output_dir)
             step += 1
     codec.save(output_dir)
+    dropped = what.maker.dropped if isinstance(what, Whole) else 0
     ran = {
         "settings": asdict(settings),
         "keep_codes": keep_codes,
         "steps": step,
+        "pairs_dropped": dropped,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "machine": platform.processor() or platform.machine(),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from handlers.messages import Failed, Message
 from handlers.ticket import Ticket
@@ -25,6 +26,10 @@ class Overloaded(Exception):
 
 class CannotServe(Exception):
     """The server cannot be started as asked; `str()` of it is one line that says what is wrong."""
+
+
+REQUIREMENTS = {"vllm": "requirements-vllm.txt"}
+"""package → the file that brings it; all others come with requirements.txt."""
 
 
 class StageError(Exception):
@@ -187,13 +192,7 @@ class Handler(Generic[S]):
             self._wake.notify()
 
     def _failure(self, ticket: Ticket, error: Exception) -> Failed:
-        self._observer.failed(self.stage)
-        if isinstance(error, StageError):
-            log.warning("%s: %s (%s)", self.stage, error.code, ticket.name)
-            return Failed(ticket, self.stage, error.code, str(error))
-        # The traceback names code, not values: nothing the user said gets into the log.
-        log.error("%s failed (%s)", self.stage, ticket.name, exc_info=_without_values(error))
-        return Failed(ticket, self.stage, f"{self.stage}_error", f"The {self.stage} stage failed.")
+        return failure(self.stage, ticket, error, self._observer)
 
     def _take(self) -> list[tuple[float, Message]] | None:
         """Everything that waits; None when the stage is to stop."""
@@ -266,8 +265,50 @@ class Handler(Generic[S]):
                 self.close(ticket, state)
 
 
+def failure(stage: str, ticket: Ticket, error: Exception, observer: Observer) -> Failed:
+    """What the ticket's owner is told of an error in a stage; it is counted and logged, too."""
+    observer.failed(stage)
+    if isinstance(error, StageError):
+        log.warning("%s: %s (%s)", stage, error.code, ticket.name)
+        return Failed(ticket, stage, error.code, str(error))
+    # The traceback names code, not values: nothing the user said gets into the log.
+    log.error("%s failed (%s)", stage, ticket.name, exc_info=_without_values(error))
+    return Failed(ticket, stage, f"{stage}_error", f"The {stage} stage failed.")
+
+
 def _without_values(error: BaseException) -> BaseException:
     """The same error with its message emptied, traceback kept: for the log."""
     bare = Exception(type(error).__name__)
     bare.__traceback__ = error.__traceback__
     return bare
+
+
+@contextlib.contextmanager
+def named(stage: str) -> Iterator[None]:
+    """What a stage says about its options, files, packages or devices, as `CannotServe`."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "handlers", "models"):  # a fault of ours
+            raise
+        file = REQUIREMENTS.get(package, "requirements.txt")
+        raise CannotServe(
+            f"{stage}: the package {package} is missing: python -m pip install -r {file}"
+        ) from error
+    except (StageError, ValueError, OSError, ImportError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise CannotServe(f"{stage}: {lines[0]}") from error
+
+
+def start_all(stages: Sequence[Handler[Any]], timeout_s: float) -> None:
+    """Start the stages; each has `timeout_s` to load.
+
+    One after another: transformers bears neither a first import nor two loads at a time (it changes
+    torch's default dtype meanwhile). Raises `CannotServe`, or what is no such case.
+    """
+    for stage in stages:
+        log.info("loading %s", stage.stage)
+        with named(stage.stage):
+            stage.start()
+            stage.wait_ready(timeout_s)

@@ -236,40 +236,12 @@ class Spoken:
     index: int
 
 
-# the duplex brain: session → encoder → LM → decoder → session
+# the duplex brain: session → its stages (`handlers.duplex`) → session
 
 
 @dataclass(frozen=True, slots=True)
 class Join:
     """From the next tick on this connection is in every tick, until its ticket dies."""
-
-    ticket: Ticket
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """One frame of every session that takes part. `ticket` is the stages' own and never dies."""
-
-    ticket: Ticket
-    began_s: float
-    joined: tuple[tuple[Ticket, int], ...]  # from this tick on, in this row
-    left: tuple[Ticket, ...]  # before it; their rows may be among those of `joined`
-    frames: tuple[Frame, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """A session's part of a tick."""
-
-    ticket: Ticket
-    number: int  # counts the session's frames, those that were skipped too
-    heard_sample: int  # end of what was heard of the person, by the input clock
-    codes: Any  # tensor [D]: the person's, and behind the LM the model's
-
-
-@dataclass(frozen=True, slots=True)
-class Ticked:
-    """The tick is over: the decoder tells the encoder."""
 
     ticket: Ticket
 
@@ -325,8 +297,6 @@ Message: TypeAlias = (
     | Speech
     | Spoken
     | Join
-    | Tick
-    | Ticked
     | Uttered
     | Skipped
     | Failed

@@ -4,37 +4,29 @@ session ──AudioIn, Listen, Finish──▶ ear (VAD) ──Heard, Conclude�
 session ──Ask──▶ LM        session ──Say──▶ TTS
 every stage ──results──▶ event loop ──▶ the ticket's session
 
-The duplex brain has the ear and STT beside it, and
-session ──Join, AudioIn──▶ encoder ──Tick──▶ LM ──Tick──▶ decoder ──Uttered──▶ session
-                             ▲──────────────Ticked───────────┘
+The duplex brain has the ear and STT beside it, and in a process of its own
+session ──Join, AudioIn──▶ chain (encoder, LM, decoder) ──Uttered──▶ session
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
-import logging
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from handlers.base import CannotServe, Handler, Observer, Overloaded, StageError
-from handlers.duplex.decoder import DuplexDecoder
-from handlers.duplex.encoder import DuplexEncoder
-from handlers.duplex.lm import DuplexModel
+from handlers.base import Handler, Observer, Overloaded, named, start_all
+from handlers.duplex.chain import DuplexChain
 from handlers.duplex.options import DuplexObserver, ParrotOptions
-from handlers.duplex.parts import Parts
-from handlers.messages import Ask, AudioIn, Finish, Listen, Message, Retain, Say
-
-log = logging.getLogger(__name__)
+from handlers.duplex.parts import Parts, check
+from handlers.duplex.process import DuplexProcess
+from handlers.messages import Ask, AudioIn, Finish, Join, Listen, Message, Retain, Say
 
 LOAD_TIMEOUT_S = 1800.0
 """Downloads of several gigabytes included."""
-REQUIREMENTS = {"vllm": "requirements-vllm.txt"}
-"""package → the file that brings it; all others come with requirements.txt."""
 
 STAGES: dict[str, dict[str, str]] = {
     "vad": {"silero": "handlers.vad.silero:SileroEar"},
@@ -127,16 +119,8 @@ class _Stages:
     _all: tuple[Handler[Any], ...]
 
     def start(self, timeout_s: float = LOAD_TIMEOUT_S) -> None:
-        """Start the stages; each has `timeout_s` to load.
-
-        One after another: transformers bears neither a first import nor two loads at a time (it
-        changes torch's default dtype meanwhile). Raises `CannotServe`, or what is no such case.
-        """
-        for stage in self._all:
-            log.info("loading %s", stage.stage)
-            with _named(stage.stage):
-                stage.start()
-                stage.wait_ready(timeout_s)
+        """See `handlers.base.start_all`."""
+        start_all(self._all, timeout_s)
 
     def stop(self) -> None:
         for stage in self._all:
@@ -146,29 +130,11 @@ class _Stages:
         self.ear.put(message)
 
 
-@contextlib.contextmanager
-def _named(stage: str) -> Iterator[None]:
-    """What a stage says about its options, files, packages or devices, as `CannotServe`."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in ("", "handlers", "models"):  # a fault of ours
-            raise
-        file = REQUIREMENTS.get(package, "requirements.txt")
-        raise CannotServe(
-            f"{stage}: the package {package} is missing: python -m pip install -r {file}"
-        ) from error
-    except (StageError, ValueError, OSError, ImportError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise CannotServe(f"{stage}: {lines[0]}") from error
-
-
 def _builder(choice: PipelineOptions, emit: Outlet, observer: Observer | None) -> Any:
     def build(stage: str, **links: Any) -> Handler[Any]:
         cls: Any = backend(stage, choice.backends[stage])
         options = choice.options.get(stage) or cls.Options()
-        with _named(stage):
+        with named(stage):
             handler: Handler[Any] = cls(options, emit=emit, observer=observer, **links)
         return handler
 
@@ -231,7 +197,8 @@ EAR_GATHER_S = 0.032
 class DuplexPipeline(_Stages):
     """The stages of the duplex brain, and an ear and STT beside it for what the client is told.
 
-    `hear` and `attend` raise `handlers.base.Overloaded` when that stage cannot take more.
+    `hear` and `attend` raise `handlers.base.Overloaded` when that stage cannot take more. With
+    `parts` its stages are in this process, over these. Raises `CannotServe`.
     """
 
     voices = ("parrot",)
@@ -240,9 +207,9 @@ class DuplexPipeline(_Stages):
     def __init__(
         self,
         choice: PipelineOptions,
-        parts: Parts,
         loop: asyncio.AbstractEventLoop,
         observer: DuplexObserver,
+        parts: Parts | None = None,
     ) -> None:
         emit = Outlet(loop)
         options: ParrotOptions = choice.options["parrot"]
@@ -251,15 +218,18 @@ class DuplexPipeline(_Stages):
         words = choice.backends["stt"] != "none"  # without them no pause is judged by the voice
         self.ear = build("vad", forward=self.stt.put, prosody=words, least_gather_s=EAR_GATHER_S)
         links: dict[str, Any] = {"emit": emit, "observer": observer}
-        self.decoder = DuplexDecoder(options, parts, forward=self.attend, **links)
-        self.lm = DuplexModel(options, parts, forward=self.decoder.put, **links)
-        self.encoder = DuplexEncoder(options, parts, forward=self.lm.put, **links)
-        self._all = (self.stt, self.ear, self.decoder, self.lm, self.encoder)
+        self._duplex: DuplexChain | DuplexProcess
+        if parts is None:
+            check(options)
+            self._duplex = DuplexProcess(options, **links)
+        else:
+            self._duplex = DuplexChain(options, parts, **links)
+        self._all = (self.stt, self.ear, self._duplex)
 
-    def attend(self, message: Message) -> None:
-        self.encoder.put(message)
+    def attend(self, message: Join | AudioIn) -> None:
+        self._duplex.attend(message)
 
     @property
     def overloaded(self) -> bool:
         """Ticks had to be skipped a moment ago."""
-        return self.encoder.overloaded
+        return self._duplex.overloaded

@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any, cast
 
 from handlers.duplex.options import ParrotOptions
-from handlers.duplex.parts import Checkpoint, Parts
+from handlers.duplex.parts import Parts
 from handlers.pipeline import DuplexPipeline, Pipeline, PipelineOptions
 from server.config import ServerVad, SessionConfig
 from server.duplex import DuplexSession
@@ -67,7 +67,7 @@ def build_pipeline(
     """Not started yet. Raises `handlers.base.CannotServe`."""
     if choice.brain == "cascade":
         return Pipeline(choice, loop, metrics)
-    return DuplexPipeline(choice, parts or Checkpoint(choice.options["parrot"]), loop, metrics)
+    return DuplexPipeline(choice, loop, metrics, parts)
 
 
 def build_hub(

@@ -1,14 +1,14 @@
-"""The third duplex stage: the model's codes become sound, each frame on its way to its session."""
+"""The third step of a tick: the model's codes become sound, a frame for each session."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 import numpy as np
 
-from handlers.duplex.stage import DuplexStage
-from handlers.messages import RATE_HZ, Frame, Message, Tick, Ticked, Uttered
+from handlers.duplex.stage import DuplexStage, Frame, Tick, Ticking
+from handlers.messages import RATE_HZ, Message, Uttered
 from handlers.ticket import Ticket
 
 LEVEL_FLOOR = 1e-10  # mean square: -100 dB
@@ -41,15 +41,12 @@ class DuplexDecoder(DuplexStage):
         self._resampler = FrameResampler(speech.sample_rate_hz, RATE_HZ, speech.frame_samples, rows)
         self._bank.warm_up(torch.zeros(1, speech.num_codebooks, dtype=torch.long))
 
-    def process(self, batch: Sequence[Message]) -> Iterable[Message]:
-        for tick in batch:
-            assert isinstance(tick, Tick)
-            try:
-                yield from self._utter(tick)
-            except Exception as error:
-                yield from self.failed([frame.ticket for frame in tick.frames], error)
-            self.duplex.tick_done(self.clock() - tick.began_s)
-            self.forward(Ticked(tick.ticket))
+    def run(self, tick: Tick) -> Ticking:
+        try:
+            yield from self._utter(tick)
+        except Exception as error:
+            yield from self.failed([frame.ticket for frame in tick.frames], error)
+        return tick
 
     def _utter(self, tick: Tick) -> Iterable[Message]:
         for ticket in tick.left:

@@ -1,4 +1,4 @@
-"""The first of the three duplex stages: it keeps the time, and turns what people say into codes."""
+"""The first step of a tick: it keeps the time, and turns what people say into codes."""
 
 from __future__ import annotations
 
@@ -8,22 +8,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from handlers.base import CannotServe, StageError
-from handlers.duplex.stage import DuplexStage
+from handlers.duplex.stage import DuplexStage, Frame, Tick, Ticking
 from handlers.duplex.stream import StreamSettings, UserStream
-from handlers.messages import RATE_HZ, AudioIn, Frame, Join, Message, Skipped, Tick, Ticked
+from handlers.messages import RATE_HZ, AudioIn, Join, Message, Skipped
 from handlers.ticket import Ticket
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_UNDER_WAY = 3
-"""Ticks begun and not over: one in each stage."""
 OVERLOADED_S = 5.0
 NO_ROW = StageError("session_limit_reached", "Every row of the model is taken; try again later.")
-
-
-class _Nobody:
-    def receive(self, message: Message) -> None: ...
 
 
 class _Session:
@@ -34,7 +28,7 @@ class _Session:
 
 
 class DuplexEncoder(DuplexStage):
-    """Every frame's length a tick: a frame of each session, encoded, all in one message to the LM.
+    """Every frame's length a tick: a frame of each session, encoded.
 
     A tick that is late is made up for, one after another; of more than `max_tick_late_ms` the
     rest is skipped, everybody's audio of that time with it, so that nothing ever runs behind.
@@ -43,14 +37,12 @@ class DuplexEncoder(DuplexStage):
 
     stage: ClassVar[str] = "duplex_encoder"
 
-    def __init__(self, *given: Any, **links: Any) -> None:
-        super().__init__(*given, **links)
-        self._own = Ticket(_Nobody(), self.stage)
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
         self._sessions: dict[Ticket, _Session] = {}
         self._free = list(range(self.options.rows))
         self._joined: list[tuple[Ticket, int]] = []
         self._left: list[Ticket] = []
-        self._under_way = 0
         self._next_s = 0.0  # when the next tick is due
         self._skipped_s: float | None = None  # when ticks were last skipped
 
@@ -92,8 +84,17 @@ class DuplexEncoder(DuplexStage):
         )
         self._bank.warm_up(torch.zeros(speech.frame_samples))
 
-    def process(self, batch: Sequence[Message]) -> Iterable[Message]:
-        now_s = self.clock()
+    @property
+    def due_s(self) -> float | None:
+        """When the next tick is; None without sessions."""
+        return self._next_s if self._sessions else None
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether there is to be a tick now, be it to tell the others that everybody has gone."""
+        return now_s >= self._next_s and bool(self._sessions or self._left)
+
+    def hear(self, batch: Sequence[Message], now_s: float) -> Iterable[Message]:
+        """Who has joined or gone, and people's audio."""
         for message in batch:
             match message:
                 case Join(ticket):
@@ -101,14 +102,7 @@ class DuplexEncoder(DuplexStage):
                 case AudioIn(ticket, samples):
                     if ticket in self._sessions:
                         self._sessions[ticket].stream.push(samples)
-                case Ticked():
-                    self._under_way -= 1
         self._let_go()
-        may = self._under_way < MAX_UNDER_WAY
-        if may and now_s >= self._next_s and (self._sessions or self._left):
-            yield from self._tick(now_s)
-            may = self._under_way < MAX_UNDER_WAY
-        self.due_s = self._next_s if may and self._sessions else None
 
     def _join(self, ticket: Ticket, now_s: float) -> Iterable[Message]:
         self._let_go()
@@ -122,7 +116,7 @@ class DuplexEncoder(DuplexStage):
         self._joined.append((ticket, row))
         self._resampler.reset(row)
         self._bank.open(row)
-        self.duplex.rows_in_use(len(self._sessions))
+        self.observer.rows_in_use(len(self._sessions))
 
     def _let_go(self) -> None:
         """The rows of those who have gone are free."""
@@ -134,11 +128,11 @@ class DuplexEncoder(DuplexStage):
                 self._joined.remove((ticket, row))
             else:
                 self._left.append(ticket)
-            self.duplex.rows_in_use(len(self._sessions))
+            self.observer.rows_in_use(len(self._sessions))
 
-    def _tick(self, now_s: float) -> Iterable[Message]:
+    def run(self, now_s: float) -> Ticking:
         late_s = now_s - self._next_s
-        self.duplex.ticked(late_s)
+        self.observer.ticked(late_s)
         if late_s * 1000 > self.options.max_tick_late_ms:
             self._skip(int(late_s / self._frame_s))
             yield from self._passed_over("overload")
@@ -149,13 +143,13 @@ class DuplexEncoder(DuplexStage):
         except Exception as error:
             yield from self.failed(self._sessions, error)
         yield from self._passed_over("late")
-        self._under_way += 1
-        self.forward(Tick(self._own, now_s, tuple(self._joined), tuple(self._left), frames))
+        tick = Tick(tuple(self._joined), tuple(self._left), frames)
         self._joined, self._left = [], []
+        return tick
 
     def _skip(self, ticks: int) -> None:
         self._skipped_s = self.clock()
-        self.duplex.ticks_skipped(ticks)
+        self.observer.ticks_skipped(ticks)
         self._next_s += ticks * self._frame_s
         for session in self._sessions.values():
             session.number += ticks
@@ -165,7 +159,7 @@ class DuplexEncoder(DuplexStage):
         for ticket, session in self._sessions.items():
             samples, session.stream.passed_over = session.stream.passed_over, 0
             if samples:
-                self.duplex.audio_skipped(reason, samples)
+                self.observer.audio_skipped(reason, samples)
                 yield Skipped(ticket, samples, reason)
 
     def _encode(self) -> tuple[Frame, ...]:
@@ -175,8 +169,8 @@ class DuplexEncoder(DuplexStage):
         sessions = list(self._sessions.values())
         taken = [session.stream.take() for session in sessions]
         waiting = max(session.stream.waiting for session in sessions)
-        self.duplex.heard_late(self._frame_s + waiting / RATE_HZ)
-        self.duplex.silence_substituted(sum(samples is None for samples in taken))
+        self.observer.heard_late(self._frame_s + waiting / RATE_HZ)
+        self.observer.silence_substituted(sum(samples is None for samples in taken))
         rows = [session.row for session in sessions]
         heard = np.stack([self._silence if samples is None else samples for samples in taken])
         codes = self._codes(rows, self._resampler.push(heard, rows))

@@ -1,13 +1,11 @@
-"""The second duplex stage: what the model says to what it hears, frame by frame."""
+"""The second step of a tick: what the model says to what it hears, frame by frame."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
-from handlers.duplex.stage import DuplexStage
-from handlers.messages import Frame, Message, Tick
+from handlers.duplex.stage import DuplexStage, Frame, Tick, Ticking
 
 
 class DuplexModel(DuplexStage):
@@ -15,8 +13,8 @@ class DuplexModel(DuplexStage):
 
     stage: ClassVar[str] = "duplex_lm"
 
-    def __init__(self, *given: Any, **links: Any) -> None:
-        super().__init__(*given, **links)
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
         self._opened = 0
 
     def load(self) -> None:
@@ -27,18 +25,13 @@ class DuplexModel(DuplexStage):
         engine.step({self: torch.zeros(self.parts.tokenizer().num_codebooks, dtype=torch.long)})
         engine.close(self)
 
-    def teardown(self) -> None:
-        self.parts.stop()
-
-    def process(self, batch: Sequence[Message]) -> Iterable[Message]:
-        for tick in batch:
-            assert isinstance(tick, Tick)
-            frames: tuple[Frame, ...] = ()
-            try:
-                frames = self._step(tick)
-            except Exception as error:
-                yield from self.failed([frame.ticket for frame in tick.frames], error)
-            self.forward(dataclasses.replace(tick, frames=frames))
+    def run(self, tick: Tick) -> Ticking:
+        frames: tuple[Frame, ...] = ()
+        try:
+            frames = self._step(tick)
+        except Exception as error:
+            yield from self.failed([frame.ticket for frame in tick.frames], error)
+        return dataclasses.replace(tick, frames=frames)
 
     def _step(self, tick: Tick) -> tuple[Frame, ...]:
         for ticket in tick.left:

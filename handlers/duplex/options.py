@@ -45,7 +45,7 @@ class ParrotOptions:
     device: str = option(
         "auto", "cpu, cuda, cuda:1 …; auto: cuda where there is one", "parrot_device"
     )
-    threads: int = option(1, "CPU threads of each of the three stages", "parrot_threads")
+    threads: int = option(1, "CPU threads of the models, one after another", "parrot_threads")
     jitter_ms: float = option(
         20.0, "audio that waits before a person is heard (ms)", "parrot_jitter_ms"
     )

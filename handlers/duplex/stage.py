@@ -1,20 +1,44 @@
-"""What the three duplex stages have in common."""
+"""What the three steps of a tick have in common, and what they hand to each other."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from typing import ClassVar
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
 
-from handlers.base import Emit, Handler
+from handlers.base import failure
 from handlers.duplex.options import DuplexObserver, ParrotOptions
 from handlers.duplex.parts import Parts
 from handlers.messages import Message
 from handlers.ticket import Ticket
 
 
-class DuplexStage(Handler[None]):
-    """A stage whose work is for all sessions at once, and fails for all at once."""
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A session's part of a tick."""
+
+    ticket: Ticket
+    number: int  # counts the session's frames, those that were skipped too
+    heard_sample: int  # end of what was heard of the person, by the input clock
+    codes: Any  # tensor [D]: the person's, and behind the LM the model's
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """One frame of every session that takes part."""
+
+    joined: tuple[tuple[Ticket, int], ...]  # from this tick on, in this row
+    left: tuple[Ticket, ...]  # before it; their rows may be among those of `joined`
+    frames: tuple[Frame, ...]
+
+
+Ticking: TypeAlias = Generator[Message, None, Tick]
+"""Messages to the sessions, and what the next step is to go on with."""
+
+
+class DuplexStage:
+    """A step whose work is for all sessions at once, and fails for all at once."""
 
     stage: ClassVar[str] = "duplex"
 
@@ -22,28 +46,17 @@ class DuplexStage(Handler[None]):
         self,
         options: ParrotOptions,
         parts: Parts,
-        *,
-        emit: Emit,
         observer: DuplexObserver,
-        forward: Callable[[Message], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(emit, observer=observer)
         self.options = options
         self.parts = parts
-        self.duplex = observer
-        self.forward = forward
+        self.observer = observer
         self.clock = clock
 
-    def setup(self) -> None:
-        import torch
-
-        torch.set_num_threads(self.options.threads)
-        self.load()
-
     def load(self) -> None:
-        """Load the stage's model. Runs once, on the stage's thread."""
+        """Load the step's model."""
         raise NotImplementedError
 
-    def failed(self, tickets: Iterable[Ticket], error: Exception) -> Iterable[Message]:
-        return [self._failure(ticket, error) for ticket in tickets]
+    def failed(self, tickets: Iterable[Ticket], error: Exception) -> list[Message]:
+        return [failure(self.stage, ticket, error, self.observer) for ticket in tickets]

@@ -141,10 +141,11 @@ class DuplexProcess(Handler[int]):
             log.error("%s: the model's process ended; starting another one", self.stage)
             for ticket in list(self._tickets.values()):
                 self.emit(self._failure(ticket, DIED))
+            self._duplex.rows_in_use(0)
             worker.close()
             try:
                 self._load()
-            except CannotServe as error:
+            except (CannotServe, OSError) as error:
                 if not self._stopping:
                     log.error("no model any more: %s", error)
 

@@ -27,7 +27,6 @@ from handlers.duplex.process import pack, unpack
 from handlers.messages import AudioIn, Failed, Join, Message, Samples, Skipped, Uttered
 from handlers.ticket import Ticket
 
-LOAD_TIMEOUT_S = 1800.0
 BUSY = ("server_overloaded", "The server is overloaded.")
 
 
@@ -143,7 +142,7 @@ def main(descriptor: int, level: int, options: ParrotOptions) -> None:
     threading.Thread(target=read, name="duplex-reader", daemon=True).start()
     try:
         chain = DuplexChain(options, Checkpoint(options), emit=report.emit, observer=observer)
-        start_all([chain], LOAD_TIMEOUT_S)
+        start_all([chain], threading.TIMEOUT_MAX)  # the other end has its own patience
     except CannotServe as error:
         pipe.send_bytes(pack({"broken": str(error)}, []))
         return

@@ -131,13 +131,15 @@ def main(descriptor: int, level: int, options: ParrotOptions) -> None:
     left = threading.Event()
 
     def read() -> None:
-        with suppress(EOFError, OSError):
+        try:
             while True:
                 message = pipe.recv_bytes()
                 people[0].take_in(*unpack(message))  # nobody joins who has not heard "ready"
-        if not people:  # there is nobody left to load for
-            os._exit(0)
-        left.set()
+        except (EOFError, OSError):
+            if not people:  # there is nobody left to load for
+                os._exit(0)
+        finally:
+            left.set()
 
     threading.Thread(target=read, name="duplex-reader", daemon=True).start()
     try:

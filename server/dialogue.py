@@ -44,6 +44,8 @@ class Utterance:
     item_id: str
     start_sample: int
     stable: StablePrefix
+    announced: bool
+    """The client was told that speech has begun: it is not where the client commits by hand."""
     revision: int = 0
     failed: Failed | None = None
     deadline_s: float | None = None  # once committed: when its text counts as failed
@@ -164,13 +166,12 @@ class Dialogue:
                     self.speaker.stop("turn_detected", now_s)
 
     def _open(self, start_sample: int, now_s: float) -> None:
-        u = Utterance(
-            self._ticket.child("utterance"), wire.new_id("item"), start_sample, StablePrefix()
-        )
+        automatic = self.machine.settings.automatic
+        ticket, item_id = self._ticket.child("utterance"), wire.new_id("item")
+        u = Utterance(ticket, item_id, start_sample, StablePrefix(), announced=automatic)
         self._utterance = u
-        if self.machine.settings.automatic:
+        if automatic:
             self._intake.keep_from(start_sample)
-        if self.machine.settings.automatic:
             self._out.send(wire.speech_started(u.item_id, _ms(start_sample)))
         listen = Listen(self._ticket, u.ticket, start_sample, self.language)
         self._hear(listen, u.ticket, now_s)
@@ -212,7 +213,7 @@ class Dialogue:
         u.ticket.cancel()
         self._hub.metrics.turns.labels("dropped").inc()
         self.begin_buffer(end_sample, now_s)
-        if self.machine.settings.automatic:
+        if u.announced:
             self._out.send(wire.speech_stopped(u.item_id, _ms(end_sample)))
 
     def _take_utterance(self) -> Utterance:

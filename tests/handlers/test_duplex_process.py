@@ -23,7 +23,7 @@ from handlers.ticket import Ticket
 from server.metrics import Metrics
 
 FRAME_SAMPLES = RATE_HZ // 25
-TIMEOUT_S = 60.0
+TIMEOUT_S = 180.0
 
 
 class Observed(Metrics):

@@ -257,6 +257,18 @@ class TestPushToTalk:
         stage.send("input_audio_buffer.commit")
         assert stage.out.of("error")[0]["error"]["code"] == "input_audio_buffer_commit_empty"
 
+    @pytest.mark.parametrize("by_hand", [True, False])
+    def test_speech_stops_where_it_was_said_to_start_though_the_detection_changes_in_it(
+        self, by_hand: bool
+    ) -> None:
+        stage = self.stage() if by_hand else Stage()
+        stage.speech(1.0)
+        detection = {"type": "server_vad"} if by_hand else None
+        update = {"type": "realtime", "audio": {"input": {"turn_detection": detection}}}
+        stage.send("session.update", session=update)
+        told = [len(stage.out.of(f"input_audio_buffer.speech_{e}")) for e in ("started", "stopped")]
+        assert told == ([0, 0] if by_hand else [1, 1])
+
 
 class TestText:
     def test_a_text_conversation(self) -> None:

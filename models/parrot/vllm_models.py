@@ -18,7 +18,7 @@ class PackedFrames(nn.Module):
     """Stands before one of vLLM's causal LMs: frames of packed ids in, our codes' logits out.
 
     N positions of all requests together, H hidden width, K ids per slot. The parameters that only
-    `pair` uses are left out.
+    `pair` uses are left out, and those of the tokenizer, which may lie in the same folder.
     """
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
@@ -55,9 +55,8 @@ class PackedFrames(nn.Module):
         return None if logits is None else logits[:, self.codes]
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        unused = ("channel_embed.", "depth_proj.")
         loaded: set[str] = super().load_weights(
-            (name, weight) for name, weight in weights if not name.startswith(unused)
+            (name, weight) for name, weight in weights if name.startswith(("model.", "lm_head."))
         )
         return loaded
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from models.common.errors import (
     ArchitectureError,
@@ -52,6 +53,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     folder = tmp_path_factory.mktemp("checkpoint")
     small().save_pretrained(folder)
+    save_file({"coarse.0.weight": torch.zeros(1)}, folder / "codec.safetensors")  # as is shipped
     engine = VllmEngine(folder, ROWS, memory=Memory(frames=FRAMES, keep=KEEP), **OPTIONS)
     yield engine
     engine.shutdown()

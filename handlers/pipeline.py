@@ -227,7 +227,7 @@ class DuplexPipeline(_Stages):
         self._all = (self.stt, self.ear, self._duplex)
 
     def attend(self, message: Join | AudioIn) -> None:
-        self._duplex.attend(message)
+        self._duplex.put(message)
 
     @property
     def overloaded(self) -> bool:

@@ -9,12 +9,12 @@ from typing import ClassVar
 
 from handlers.base import Emit, Handler
 from handlers.duplex.decoder import DuplexDecoder
-from handlers.duplex.encoder import DuplexEncoder
+from handlers.duplex.encoder import DuplexEncoder, is_overloaded
 from handlers.duplex.lm import DuplexModel
 from handlers.duplex.options import DuplexObserver, ParrotOptions
 from handlers.duplex.parts import Parts
 from handlers.duplex.stage import Ticking
-from handlers.messages import AudioIn, Join, Message
+from handlers.messages import Message
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +39,13 @@ class DuplexChain(Handler[None]):
         super().__init__(emit, observer=observer)
         self._threads, self._parts = options.threads, parts
         self._duplex, self._clock = observer, clock
-        self.decoder = DuplexDecoder(options, parts, observer, clock)
-        self.lm = DuplexModel(options, parts, observer, clock)
-        self.encoder = DuplexEncoder(options, parts, observer, clock)
-
-    def attend(self, message: Join | AudioIn) -> None:
-        """Raises `handlers.base.Overloaded`."""
-        self.put(message)
+        self.decoder = DuplexDecoder(options, parts, observer)
+        self.lm = DuplexModel(options, parts, observer)
+        self.encoder = DuplexEncoder(options, parts, observer)
 
     @property
     def overloaded(self) -> bool:
-        return self.encoder.overloaded
+        return is_overloaded(self.encoder.skipped_s, self._clock())
 
     def setup(self) -> None:
         import torch

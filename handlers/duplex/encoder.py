@@ -20,6 +20,11 @@ OVERLOADED_S = 5.0
 NO_ROW = StageError("session_limit_reached", "Every row of the model is taken; try again later.")
 
 
+def is_overloaded(skipped_s: float | None, now_s: float) -> bool:
+    """Whether ticks were skipped, at last at `skipped_s`, within the last `OVERLOADED_S`."""
+    return skipped_s is not None and now_s - skipped_s < OVERLOADED_S
+
+
 class _Session:
     def __init__(self, row: int, settings: StreamSettings) -> None:
         self.row = row
@@ -44,12 +49,7 @@ class DuplexEncoder(DuplexStage):
         self._joined: list[tuple[Ticket, int]] = []
         self._left: list[Ticket] = []
         self._next_s = 0.0  # when the next tick is due
-        self._skipped_s: float | None = None  # when ticks were last skipped
-
-    @property
-    def overloaded(self) -> bool:
-        """Ticks were skipped within the last `OVERLOADED_S`. For any thread."""
-        return self._skipped_s is not None and self.clock() - self._skipped_s < OVERLOADED_S
+        self.skipped_s: float | None = None  # when ticks were last skipped
 
     def load(self) -> None:
         import torch
@@ -134,7 +134,7 @@ class DuplexEncoder(DuplexStage):
         late_s = now_s - self._next_s
         self.observer.ticked(late_s)
         if late_s * 1000 > self.options.max_tick_late_ms:
-            self._skip(int(late_s / self._frame_s))
+            self._skip(int(late_s / self._frame_s), now_s)
             yield from self._passed_over("overload")
         self._next_s += self._frame_s
         frames: tuple[Frame, ...] = ()
@@ -147,8 +147,8 @@ class DuplexEncoder(DuplexStage):
         self._joined, self._left = [], []
         return tick
 
-    def _skip(self, ticks: int) -> None:
-        self._skipped_s = self.clock()
+    def _skip(self, ticks: int, now_s: float) -> None:
+        self.skipped_s = now_s
         self.observer.ticks_skipped(ticks)
         self._next_s += ticks * self._frame_s
         for session in self._sessions.values():

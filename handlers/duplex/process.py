@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from handlers.base import CannotServe, Emit, Handler, StageError
-from handlers.duplex.encoder import OVERLOADED_S
+from handlers.duplex.encoder import is_overloaded
 from handlers.duplex.options import DuplexObserver, ParrotOptions
 from handlers.messages import AudioIn, Failed, Join, Message, Samples, Skipped, Uttered
 from handlers.ticket import Ticket
@@ -56,14 +56,10 @@ class DuplexProcess(Handler[int]):
         self._loading: _Worker | None = None
         self._skipped_s: float | None = None
 
-    def attend(self, message: Join | AudioIn) -> None:
-        self.put(message)
-
     @property
     def overloaded(self) -> bool:
-        """Ticks were skipped within the last `OVERLOADED_S`. For any thread."""
-        skipped_s = self._skipped_s
-        return skipped_s is not None and time.monotonic() - skipped_s < OVERLOADED_S
+        """For any thread."""
+        return is_overloaded(self._skipped_s, time.monotonic())
 
     def setup(self) -> None:
         self._load()

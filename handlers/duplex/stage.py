@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -47,12 +46,10 @@ class DuplexStage:
         options: ParrotOptions,
         parts: Parts,
         observer: DuplexObserver,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.options = options
         self.parts = parts
         self.observer = observer
-        self.clock = clock
 
     def load(self) -> None:
         """Load the step's model."""

@@ -19,15 +19,15 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from handlers.base import CannotServe, Overloaded, start_all
+from handlers.base import CannotServe, Overloaded, StageError, failure, start_all
 from handlers.duplex.chain import DuplexChain
-from handlers.duplex.options import ParrotOptions
+from handlers.duplex.options import DuplexObserver, ParrotOptions
 from handlers.duplex.parts import Checkpoint
 from handlers.duplex.process import pack, unpack
 from handlers.messages import AudioIn, Failed, Join, Message, Samples, Skipped, Uttered
 from handlers.ticket import Ticket
 
-BUSY = ("server_overloaded", "The server is overloaded.")
+BUSY = StageError("server_overloaded", "The server is overloaded.")
 
 
 class _Person:
@@ -98,8 +98,8 @@ class _Observer:
 
 
 class _People:
-    def __init__(self, chain: DuplexChain, report: _Report) -> None:
-        self._chain, self._report = chain, report
+    def __init__(self, chain: DuplexChain, report: _Report, observer: DuplexObserver) -> None:
+        self._chain, self._report, self._observer = chain, report, observer
         self._tickets: dict[int, Ticket] = {}
 
     def take_in(self, head: dict[str, Any], samples: Samples) -> None:
@@ -117,9 +117,9 @@ class _People:
 
     def _attend(self, message: Join | AudioIn) -> None:
         try:
-            self._chain.attend(message)
+            self._chain.put(message)
         except Overloaded:
-            self._report.emit(Failed(message.ticket, "duplex", *BUSY))
+            self._report.emit(failure(self._chain.stage, message.ticket, BUSY, self._observer))
 
 
 def main(descriptor: int, level: int, options: ParrotOptions) -> None:
@@ -154,7 +154,7 @@ def main(descriptor: int, level: int, options: ParrotOptions) -> None:
         return
     gc.collect()
     gc.freeze()  # as in `server.__main__`
-    people.append(_People(chain, report))
+    people.append(_People(chain, report, observer))
     pipe.send_bytes(pack({}, []))
     left.wait()
     chain.stop()

@@ -27,7 +27,7 @@ TIMEOUT_S = 180.0
 
 
 class Observed(Metrics):
-    """Tells when all rows are free, and when a process is ready."""
+    """Tells when all rows are free."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Stage:
     def join(self) -> Ticket:
         ticket = Ticket(self, "somebody")
         self.out[ticket] = queue.Queue()
-        self.process.attend(Join(ticket))
+        self.process.put(Join(ticket))
         return ticket
 
     def receive(self, message: Message) -> None: ...
@@ -102,7 +102,7 @@ def test_a_session_is_heard_and_answered_frame_by_frame(stage: Stage) -> None:
     me = stage.join()
     tone = 0.2 * np.sin(np.arange(RATE_HZ) * 0.1).astype(np.float32)
     for start in range(0, len(tone), 480):
-        stage.process.attend(AudioIn(me, tone[start : start + 480], start))
+        stage.process.put(AudioIn(me, tone[start : start + 480], start))
     frames = stage.uttered(me, 40)
     assert [frame.number for frame in frames[:5]] == [0, 1, 2, 3, 4]
     assert all(frame.samples.shape == (FRAME_SAMPLES,) for frame in frames)

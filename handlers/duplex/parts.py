@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -96,11 +95,11 @@ class Checkpoint:
 
         o = self._options
         try:
-            sampling = Sampling(o.temperature, o.top_k, o.top_p)
-            if o.engine == "vllm":
-                return self._vllm(sampling)
             rest = rest_code(self.tokenizer(), self.device)
-            return self._torch(replace(sampling, rest=rest, onset=o.onset, offset=o.offset))
+            sampling = Sampling(
+                o.temperature, o.top_k, o.top_p, rest=rest, onset=o.onset, offset=o.offset
+            )
+            return self._vllm(sampling) if o.engine == "vllm" else self._torch(sampling)
         except ConfigError as error:
             raise CannotServe(f"--brain parrot: {error}") from error
 

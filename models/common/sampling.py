@@ -52,29 +52,39 @@ class Sampling:
             raise ConfigError(f"top_p={self.top_p}: must be above 0 and at most 1")
 
 
-def due(logits: Tensor, rest: int, before: Tensor) -> Tensor:
-    """The probability of a sound, [R, D, K], added to what it was `before` [R, D], of which some is
-    forgotten. -> [R, D]
+def due(silence: Tensor, before: Tensor) -> Tensor:
+    """The probability of a sound, which is all that is not `silence` [R, D], added to what it was
+    `before` [R, D], of which some is forgotten. -> [R, D]
 
     Who could begin at any of the next moments is likely at none of them to begin just then.
     """
-    return DUE_KEPT * before + 1 - logits.float().softmax(-1)[..., rest]
+    return DUE_KEPT * before + 1 - silence
 
 
 def speak_or_rest(
     logits: Tensor, sampling: Sampling, last: Tensor, before: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The likeliest sound, or silence, as `Sampling.rest` says; and what is then due: nothing where
-    we have just stopped, or the sound that was given up would have us begin again at once.
-    [R, D, K], [R, D], [R, D] -> [R, D] each"""
+    """`weighed`, from logits. [R, D, K], [R, D], [R, D] -> [R, D] each"""
+    rest = sampling.rest
+    assert rest is not None
+    silence = logits.float().softmax(-1)[..., rest]
+    sounds = logits.clone()
+    sounds[..., rest] = -torch.inf
+    return weighed(sounds.argmax(-1), silence, sampling, last, before)
+
+
+def weighed(
+    sound: Tensor, silence: Tensor, sampling: Sampling, last: Tensor, before: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The likeliest `sound`, or silence, whose probability is `silence`, as `Sampling.rest` says;
+    and what is then due: nothing where we have just stopped, or the sound that was given up would
+    have us begin again at once. [R, D] each"""
     rest = sampling.rest
     assert rest is not None
     quiet = last == rest
-    now = due(logits, rest, before * quiet)
-    sounds = logits.clone()
-    sounds[..., rest] = -torch.inf
+    now = due(silence, before * quiet)
     goes_on = now >= torch.where(quiet, sampling.onset, 1 - sampling.offset)
-    chosen = torch.where(goes_on, sounds.argmax(-1), rest)
+    chosen = torch.where(goes_on, sound, rest)
     return chosen, now * (quiet & (chosen == rest))
 
 

@@ -1,9 +1,10 @@
 """`DuplexLM` on vLLM: one resumable request per session, a frame's packed id at each step.
 
-A request answers each chunk of frames with one sampled code, which vLLM then forgets: the code
-comes back to it in the next frame, beside the person's. Before a request has taken as many frames
-as it may, a second one is begun with the session's last frames; it reads them while the first goes
-on, and takes over at the first step that finds it ready.
+A request answers each chunk of frames with one sampled code, which vLLM then forgets: our code
+comes back to it in the next frame, beside the person's. So what vLLM can't weigh, to speak or to
+rest (`Sampling.rest`), is weighed here: it gives the likeliest sound and how likely silence is.
+Before a request has taken as many frames as it may, a second one is begun with the session's last
+frames; it reads them while the first goes on, and takes over at the first step that finds it ready.
 
 vLLM's own loop runs in a thread of this engine; `step` blocks the caller's. vLLM starts processes
 with the `spawn` method: a program that uses this must not do so while being imported.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import os
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Hashable, Mapping
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor
 
 from models.common.errors import ConfigError
-from models.common.sampling import Sampling
+from models.common.sampling import Sampling, weighed
 from models.parrot import vllm_plugin
 from models.parrot.config import CHANNELS
 from models.parrot.engine import (
@@ -37,21 +39,33 @@ from models.parrot.engine import (
 from models.parrot.frames import pack
 
 T = TypeVar("T")
+NEVER = -100.0
+"""A logit's bias; vLLM allows no lower one."""
 MARGIN_FRAMES = 8
 """A request that reaches its greatest length takes vLLM down, with all sessions: stay clear."""
 LEAD_FRAMES = 32
 """So long, at least, does a successor have for reading a session's past."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """The code that vLLM has drawn and, where `Sampling.rest` keeps it from drawing silence, the
+    probability that silence has."""
+
+    code: int
+    silence: float = 0.0
+
+
 class _Request:
-    """A resumable request: chunks of packed frames in, our next code out after each."""
+    """A resumable request: chunks of packed frames in, an answer out after each."""
 
     def __init__(self, llm: Any, name: str, params: Any) -> None:
         self._chunks: asyncio.Queue[list[int] | None] = asyncio.Queue()
-        self._answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
+        self._rest = params.logprob_token_ids
         self._task = asyncio.create_task(self._run(llm.generate(self._inputs(), params, name)))
 
-    async def ask(self, ids: list[int]) -> int:
+    async def ask(self, ids: list[int]) -> _Answer:
         self._answer = asyncio.get_running_loop().create_future()
         self._chunks.put_nowait(list(ids))  # ours may grow, and vLLM writes into its own
         await asyncio.wait((self._answer, self._task), return_when=asyncio.FIRST_COMPLETED)
@@ -72,8 +86,10 @@ class _Request:
 
     async def _run(self, outputs: AsyncGenerator[Any, None]) -> None:
         async for output in outputs:
-            if codes := output.outputs[0].token_ids:
-                self._answer.set_result(codes[-1])
+            said = output.outputs[0]
+            if said.token_ids:
+                silence = [math.exp(said.logprobs[-1][r].logprob) for r in self._rest or ()]
+                self._answer.set_result(_Answer(said.token_ids[-1], *silence))
 
 
 @dataclass(slots=True)
@@ -82,7 +98,7 @@ class _Heir:
     past: list[int]
     read: int
     """How much of `past` it was given at first."""
-    ready: asyncio.Task[int]
+    ready: asyncio.Task[_Answer]
 
 
 @dataclass(slots=True)
@@ -90,9 +106,11 @@ class _Session:
     request: _Request
     past: list[int]
     """The packed frames that the request has taken."""
+    seed: int
     code: int
     """Ours in the frame to come."""
-    seed: int
+    due: float = 0.0
+    """What has come together in silence, see `models.common.sampling.due`."""
     heir: _Heir | None = None
 
 
@@ -117,6 +135,7 @@ class VllmEngine:
         self._config = vllm_plugin.served_config(path)
         self._capacity, self._memory = rows, memory or Memory(frames=1024, keep=512)
         self._sampling = sampling or Sampling()
+        self._rest = self._sampling.rest if self._sampling.temperature == 0 else None
         self._limit = self._memory.frames - MARGIN_FRAMES
         self._begin = self._limit - LEAD_FRAMES - rows
         if not 0 < self._memory.keep < self._begin:
@@ -137,11 +156,12 @@ class VllmEngine:
             raise DuplicateSession(f"session {session!r} is open already")
         if len(self._sessions) == self._capacity:
             raise NoFreeRow(f"all {self._capacity} rows have a session")
-        past = [self._start]
-        if prefix is not None:
+        past, last = [self._start], self._config.start_id
+        if prefix is not None and len(prefix):
             kept = check_prefix(prefix, self._config)[-self._memory.keep :]
             past += pack(kept, self._config).tolist()
-        self._sessions[session] = self._wait(self._begun(seed, past))
+            last = int(kept[-1, 1 - self._config.user_channel])
+        self._sessions[session] = self._wait(self._begun(seed, past, last))
 
     def step(self, user: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         """As `TorchEngine.step`."""
@@ -200,10 +220,13 @@ class VllmEngine:
             raise ConfigError(f"vLLM's cache holds {frames} frames, {wanted} are needed")
 
     def _params(self, seed: int) -> Any:
-        """The only place that makes them: a penalty would count packed ids as codes, and crash."""
+        """The only place that makes them: a penalty would count packed ids as codes, and crash.
+
+        vLLM gives log probabilities as they are before the bias.
+        """
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        top_k = self._sampling.top_k
+        top_k, rest = self._sampling.top_k, self._rest
         return SamplingParams(
             temperature=self._sampling.temperature,
             top_k=top_k
@@ -211,23 +234,41 @@ class VllmEngine:
             else 0,  # of more, vLLM's kernel fails
             top_p=self._sampling.top_p,
             seed=None if self._sampling.temperature == 0 else seed,
+            logit_bias=None if rest is None else {rest: NEVER},
+            logprob_token_ids=None if rest is None else [rest],
             max_tokens=1,
             ignore_eos=True,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
 
-    async def _begun(self, seed: int, past: list[int]) -> _Session:
+    async def _begun(self, seed: int, past: list[int], last: int) -> _Session:
         request = _Request(self._llm, f"duplex-{next(self._names)}", self._params(seed))
-        return _Session(request, past, await request.ask(past), seed)
+        session = _Session(request, past, seed, last)
+        self._choose([session], [await request.ask(past)])
+        return session
 
     async def _step(self, sessions: list[_Session], ids: list[int]) -> None:
-        await asyncio.gather(*map(self._advance, sessions, ids))
+        self._choose(sessions, await asyncio.gather(*map(self._advance, sessions, ids)))
         longest = max(self._sessions.values(), key=lambda s: 0 if s.heir else len(s.past))
         if longest.heir is None and len(longest.past) >= self._begin:
             self._prepare_heir(longest)
 
-    async def _advance(self, session: _Session, frame: int) -> None:
+    def _choose(self, sessions: list[_Session], answers: list[_Answer]) -> None:
+        """Our code in the frame to come."""
+        codes = [answer.code for answer in answers]
+        if self._rest is not None:
+            silence = torch.tensor([answer.silence for answer in answers])
+            last = torch.tensor([session.code for session in sessions])
+            before = torch.tensor([session.due for session in sessions])
+            chosen, behind = weighed(torch.tensor(codes), silence, self._sampling, last, before)
+            codes = chosen.tolist()
+            for session, due in zip(sessions, behind.tolist(), strict=True):
+                session.due = due
+        for session, code in zip(sessions, codes, strict=True):
+            session.code = code
+
+    async def _advance(self, session: _Session, frame: int) -> _Answer:
         session.past.append(frame)
         heir = session.heir
         if heir is not None:
@@ -236,10 +277,10 @@ class VllmEngine:
                 await heir.ready
                 old, session.request = session.request, heir.request
                 session.past, session.heir = heir.past, None
-                session.code = await heir.request.ask(heir.past[heir.read :])
+                answer = await heir.request.ask(heir.past[heir.read :])
                 await old.close()
-                return
-        session.code = await session.request.ask([frame])
+                return answer
+        return await session.request.ask([frame])
 
     def _prepare_heir(self, session: _Session) -> None:
         session.seed += 1

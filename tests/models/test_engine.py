@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.common.errors import ConfigError, FrameLengthError, VocabularyError
 from models.common.halves import can_halve
-from models.common.sampling import Sampling
+from models.common.sampling import Sampling, speak_or_rest
 from models.parrot.attention import FrameCache
 from models.parrot.backbones import DualMistral, DualQwen2
 from models.parrot.engine import (
@@ -31,25 +31,44 @@ EVERY = pytest.mark.parametrize(("backbone", "shape"), tiny.EVERY, ids=tiny.EVER
 LONG = Memory(frames=64, keep=0)
 
 
+RESTING = Sampling(rest=5, onset=0.7, offset=0.15)
+"""The random model then both speaks and rests, some frames each."""
+
+
 class Alone:
     """One session, the plain way: a growing cache, the likeliest code, a batch of one."""
 
-    def __init__(self, model: DualChannelModel, prefix: Tensor | None = None) -> None:
-        self._model, self._cache = model, FrameCache()
+    def __init__(
+        self,
+        model: DualChannelModel,
+        prefix: Tensor | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008
+    ) -> None:
+        self._model, self._cache, self._sampling = model, FrameCache(), sampling
         config = model.config
         self._agent = 1 - config.user_channel
         start = torch.full((1, 2, config.num_codebooks), config.start_id)
-        for frame in start if prefix is None else torch.cat((start, prefix)):
-            self._feed(frame)
+        frames = start if prefix is None else torch.cat((start, prefix))
+        for frame in frames:
+            logits = self._read(frame)
+        self.due = torch.zeros(1, config.num_codebooks)
+        self._choose(logits, frames[-1, self._agent])
 
     def step(self, user: Tensor) -> Tensor:
         channels = [user, self.next] if self._agent else [self.next, user]
-        self._feed(torch.stack(channels))
+        self._choose(self._read(torch.stack(channels)), self.next)
         return self.next
 
-    def _feed(self, frame: Tensor) -> None:
-        logits = self._model.step(frame[None], self._cache)[0, self._agent]  # [D, K]
-        self.next = logits[:, : self._model.config.codebook_size].argmax(-1)
+    def _read(self, frame: Tensor) -> Tensor:
+        return self._model.step(frame[None], self._cache)[0, self._agent]  # [D, K]
+
+    def _choose(self, logits: Tensor, last: Tensor) -> None:
+        codes = logits[None, :, : self._model.config.codebook_size]
+        if self._sampling.rest is None:
+            self.next = codes[0].argmax(-1)
+            return
+        chosen, self.due = speak_or_rest(codes, self._sampling, last[None], self.due)
+        self.next = chosen[0]
 
 
 def engine(model: DualChannelModel, rows: int = 3, memory: Memory = LONG) -> TorchEngine:
@@ -62,11 +81,14 @@ def user_frame(model: DualChannelModel, seed: int) -> Tensor:
 
 
 @EVERY
+@pytest.mark.parametrize("sampling", [Sampling(), RESTING], ids=["likeliest", "resting"])
 def test_staggered_sessions_equal_each_alone(
-    backbone: type[DualChannelModel], shape: dict[str, Any]
+    sampling: Sampling, backbone: type[DualChannelModel], shape: dict[str, Any]
 ) -> None:
     """They come one by one, pause now and then, one leaves and one comes back."""
-    model, live = tiny.model(backbone, **shape), engine(tiny.model(backbone, **shape))
+    model = tiny.model(backbone, **shape)
+    live = TorchEngine(tiny.model(backbone, **shape), 3, memory=LONG, sampling=sampling)
+    prefix, quiet = tiny.codes(model, rows=1, frames=3)[0], set[bool]()
     comes, goes = {0: "a", 2: "b", 3: "c", 9: "b"}, {7: "b"}
     alone: dict[str, Alone] = {}
     for t in range(14):
@@ -74,8 +96,8 @@ def test_staggered_sessions_equal_each_alone(
             live.close(goes[t])
             del alone[goes[t]]
         if t in comes:
-            live.open(comes[t])
-            alone[comes[t]] = Alone(model)
+            live.open(comes[t], prefix[:t])
+            alone[comes[t]] = Alone(model, prefix[:t], sampling)
         users = {
             name: user_frame(model, 9 * t + i)
             for i, name in enumerate(alone)
@@ -85,6 +107,8 @@ def test_staggered_sessions_equal_each_alone(
         assert answers.keys() == users.keys()
         for name, user in users.items():
             assert torch.equal(answers[name], alone[name].step(user)), (t, name)
+            quiet |= set((answers[name] == RESTING.rest).tolist())
+    assert sampling is not RESTING or quiet == {True, False}
 
 
 @EVERY

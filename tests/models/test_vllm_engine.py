@@ -30,7 +30,7 @@ from models.parrot.engine import DuplicateSession, Memory, NoFreeRow, UnknownSes
 from models.parrot.modeling import DualChannelModel
 from models.parrot.vllm_engine import LEAD_FRAMES, MARGIN_FRAMES, VllmEngine
 from tests.models import tiny
-from tests.models.test_engine import Alone, user_frame
+from tests.models.test_engine import RESTING, Alone, user_frame
 
 needs_vllm = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="needs vLLM (requirements-vllm.txt)"
@@ -48,30 +48,35 @@ def small(
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
+def live(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[VllmEngine]:
+    """With a `Sampling` of the test's, if it has one."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     folder = tmp_path_factory.mktemp("checkpoint")
     small().save_pretrained(folder)
     save_file({"coarse.0.weight": torch.zeros(1)}, folder / "codec.safetensors")  # as is shipped
-    engine = VllmEngine(folder, ROWS, memory=Memory(frames=FRAMES, keep=KEEP), **OPTIONS)
+    memory, sampling = Memory(frames=FRAMES, keep=KEEP), getattr(request, "param", None)
+    engine = VllmEngine(folder, ROWS, memory=memory, sampling=sampling, **OPTIONS)
     yield engine
     engine.shutdown()
 
 
 @needs_vllm
+@pytest.mark.parametrize("live", [Sampling(), RESTING], indirect=True, ids=["likeliest", "resting"])
 def test_sessions_equal_each_alone_and_outlive_the_longest_request(live: VllmEngine) -> None:
     """Token by token; at each handing over the past is a start and the newest frames."""
-    model = small()
+    model, sampling = small(), live._sampling
     prefix = tiny.codes(model, rows=1, frames=5)[0]
     live.open("a")
     live.open("b", prefix)
-    alone = {"a": Alone(model), "b": Alone(model, prefix)}
-    handed_over, last = 0, dict[str, torch.Tensor]()
+    alone = {"a": Alone(model, None, sampling), "b": Alone(model, prefix, sampling)}
+    handed_over, last, quiet = 0, dict[str, torch.Tensor](), []
     for t in range(2 * FRAMES):
         if t == 6:
             live.open("c")
-            alone["c"] = Alone(model)
+            alone["c"] = Alone(model, None, sampling)
         if t == 20:
             live.close("a")
             del alone["a"]
@@ -88,12 +93,14 @@ def test_sessions_equal_each_alone_and_outlive_the_longest_request(live: VllmEng
                 past = torch.tensor(session.past[1:-1])
                 frames = torch.stack((past // 13, past % 13), dim=-1)[..., None]
                 assert torch.equal(frames[-1], last[name])
-                alone[name] = Alone(model, frames)
-                alone[name].next = said[name]
+                due, alone[name] = alone[name].due, Alone(model, frames, sampling)
+                alone[name].next, alone[name].due = said[name], due
             assert len(session.past) <= FRAMES - MARGIN_FRAMES
             assert torch.equal(answers[name], alone[name].step(user)), (t, name)
             last[name] = torch.stack((user, said[name]))
+            quiet.append(int(answers[name]) == RESTING.rest)
     assert handed_over >= 2
+    assert sampling is not RESTING or 20 < sum(quiet) < len(quiet) - 20
     for name in list(alone):
         live.close(name)
 

@@ -1,15 +1,15 @@
 """How well the endpoint policy tells the end of a turn from a pause inside it.
 
 `python -m benchmarks.endpointing` plays test clips through the real voice detector and the real
-recogniser as far as 100 ms into each pause and each end, and counts what the policy would do.
+recogniser (`--stt`) as far as 100 ms into each pause and each end, and counts what the policy would
+do, and how well its score tells ends from pauses: the area under the curve, 0.5 by chance.
 
 `--fit` fits the policy's weights instead and prints them. The data are the turns of
 `benchmarks.phrases`, every second phrase in every second voice (the rest is what the table
 measures), once with the recogniser's text and once with the true text, because the recogniser
 hears people far better than it hears eSpeak.
 
-`--smart_turn FILE` adds the same with a Smart Turn model, and how well each tells the ends from the
-pauses by itself: the area under the curve, 0.5 by chance.
+`--smart_turn FILE` adds the same with a Smart Turn model, and the area under its curve.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,10 @@ from benchmarks.phrases import TURNS
 from handlers.audio import Resampler, to_pcm16
 from handlers.messages import EAR_RATE_HZ, RATE_HZ, Samples
 from handlers.stt.decoding import Decoding, load
+from handlers.stt.moonshine import MoonshineOptions, MoonshineSTT
 from handlers.stt.pocketsphinx import PocketSphinxOptions
+from handlers.stt.streaming import Row
+from handlers.stt.window import spoken
 from handlers.turn.log_mel import INPUT_SAMPLES
 from handlers.turn.smart_turn import SmartTurnModel
 from handlers.vad.prosody import ProsodyTracker
@@ -68,25 +72,71 @@ class Moment:
     pause_s: float | None  # None: the turn is over
 
 
+class Recogniser(Protocol):
+    def hear(self, window: Samples) -> None: ...
+
+    def conclude(self) -> tuple[str, float | None]:
+        """The words so far, and the probability that the sentence ends with them."""
+
+    def reset(self) -> None: ...
+
+
+class BySphinx:
+    def __init__(self) -> None:
+        self._decoding = Decoding(load(PocketSphinxOptions().decoder_config()))
+        self.reset = self._decoding.reset
+
+    def hear(self, window: Samples) -> None:
+        self._decoding.hear(to_pcm16(window))
+
+    def conclude(self) -> tuple[str, float | None]:
+        heard, end = self._decoding.conclude()
+        return heard, None if math.isnan(end) else end
+
+
+class ByMoonshine:
+    def __init__(self) -> None:
+        self._stt = MoonshineSTT(MoonshineOptions(), emit=print)
+        self._stt.setup()
+        self._windows: list[Samples] = []
+
+    def reset(self) -> None:
+        self._windows.clear()
+
+    def hear(self, window: Samples) -> None:
+        self._windows.append(window)
+
+    def conclude(self) -> tuple[str, float | None]:
+        row = Row(np.concatenate(self._windows), "en")
+        (found,) = self._stt.recognise([row], lambda: [False])
+        return spoken(found.text), self._stt.end_probability(found.text, "en")
+
+
+RECOGNISERS: dict[str, Callable[[], Recogniser]] = {
+    "pocketsphinx": BySphinx,
+    "moonshine": ByMoonshine,
+}
+
+
 class Listener:
-    """The server's voice detector, prosody tracker, recogniser and, if there is one, turn model.
+    """The server's voice detector, prosody tracker, a recogniser and, if there is one, turn model.
 
     One clip at a time.
     """
 
-    def __init__(self, turn_model: SmartTurnModel | None = None) -> None:
+    def __init__(self, recogniser: Recogniser, turn_model: SmartTurnModel | None = None) -> None:
         self._turn_model = turn_model
         self._silero = SileroModel()
+        self._recogniser = recogniser
         decoder = load(PocketSphinxOptions().decoder_config())
         self._lm, self._logmath = decoder.get_lm(), decoder.get_logmath()
-        self._decoding = Decoding(decoder)
 
     def moments(self, clip: Clip) -> Iterable[Moment]:
         audio = Resampler(RATE_HZ, EAR_RATE_HZ).push(clip.samples, last=True)
         probabilities, gated = self._probabilities(audio)
         breaks = [(p.start_sample, p.text_before, p.duration_s) for p in clip.inner_pauses]
         tracker = ProsodyTracker()
-        self._decoding.reset()
+        self._recogniser.reset()
         first = done = max(0, int((clip.onset_sample / RATE_HZ - LOOK_BACK_S) / WINDOW_S))
         voiced_ms = 0.0
         for at_sample, text, pause_s in (*breaks, (clip.last_voiced_sample, clip.text, None)):
@@ -94,13 +144,12 @@ class Listener:
             for w in range(done, due):
                 window = audio[w * WINDOW_SAMPLES : (w + 1) * WINDOW_SAMPLES]
                 tracker.push(window, probabilities[w])
-                self._decoding.hear(to_pcm16(window))
+                self._recogniser.hear(window)
                 voiced_ms += 1000 * WINDOW_S * (gated[w] >= VOICED)
             done = due
-            heard, end = self._decoding.conclude()
+            heard, end = self._recogniser.conclude()
             complete = self._complete(audio[first * WINDOW_SAMPLES : done * WINDOW_SAMPLES])
-            probability = None if math.isnan(end) else end
-            cues = Cues(heard, probability, tracker.describe(), voiced_ms, complete)
+            cues = Cues(heard, end, tracker.describe(), voiced_ms, complete)
             yield Moment(clip.name, cues, self._with_truth(cues, text), pause_s)
 
     def _complete(self, turn: Samples) -> float | None:
@@ -179,6 +228,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=202)
     parser.add_argument("--count", type=int, default=120, help="turns")
     parser.add_argument("--recordings", type=Path, help="folder of 16-bit mono WAV files")
+    parser.add_argument("--stt", choices=RECOGNISERS, default="pocketsphinx")
     parser.add_argument("--smart_turn", type=Path, help="a Smart Turn v3 model (ONNX)")
     parser.add_argument("--fit", action="store_true", help="fit the weights and print them")
     options = parser.parse_args()
@@ -186,7 +236,8 @@ def main() -> None:
     clips = make_clips(
         options.seed, options.count, phrases=TURNS[half::2], variants=VARIANTS[half::2], tail_s=0.2
     )
-    listener = Listener(SmartTurnModel(options.smart_turn) if options.smart_turn else None)
+    turn_model = SmartTurnModel(options.smart_turn) if options.smart_turn else None
+    listener = Listener(RECOGNISERS[options.stt](), turn_model)
     moments = [moment for clip in clips for moment in listener.moments(clip)]
     if options.fit:
         print(*fit(moments), sep="\n")
@@ -199,10 +250,10 @@ def main() -> None:
     if options.recordings:
         recorded = recorded_clips(options.recordings, tail_s=0.2)
         report("recorded", [m for c in recorded for m in listener.moments(c)])
+    words = area(moments, lambda cues: score(cues)[0])
+    print(f"area under the curve: words and voice {words:.3f}")
     if options.smart_turn:
-        words = area(moments, lambda cues: score(cues)[0])
-        model = area(moments, lambda cues: cues.complete or 0.0)
-        print(f"area under the curve: words and voice {words:.2f}, turn model {model:.2f}")
+        print(f"turn model {area(moments, lambda cues: cues.complete or 0.0):.3f}")
 
 
 def report(name: str, moments: Sequence[Moment]) -> None:

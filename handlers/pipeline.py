@@ -32,6 +32,7 @@ STAGES: dict[str, dict[str, str]] = {
     "vad": {"silero": "handlers.vad.silero:SileroEar"},
     "stt": {
         "pocketsphinx": "handlers.stt.pocketsphinx:PocketSphinxSTT",
+        "moonshine": "handlers.stt.moonshine:MoonshineSTT",
         "faster-whisper": "handlers.stt.faster_whisper:FasterWhisperSTT",
         "whisper": "handlers.stt.whisper:WhisperSTT",
         "openai": "handlers.stt.openai:OpenAISTT",

@@ -2,7 +2,7 @@
 
 The endpoint is asked at every soft end, for the whole utterance so far. What it will answer comes
 too late, and says too little, to decide whether the person has finished: the words that turn-taking
-goes by come from a PocketSphinx of our own, which hears the same audio.
+goes by come from a Moonshine of our own, which hears the same audio.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from handlers.base import Emit, Observer, Overloaded
 from handlers.messages import EAR_RATE_HZ, Conclude, Failed, Heard, Message, Transcript
 from handlers.options import option
 from handlers.remote import Endpoint, RemoteHandler
-from handlers.stt.pocketsphinx import PocketSphinxOptions, PocketSphinxSTT
+from handlers.stt.moonshine import MoonshineOptions, MoonshineSTT
 from handlers.stt.streaming import language_code
 from handlers.ticket import Ticket
 
@@ -31,9 +31,7 @@ LOCAL_LOAD_S = 60.0
 
 
 @dataclass(frozen=True)
-class OpenAISTTOptions(PocketSphinxOptions):
-    """The endpoint's, and those of the recogniser that hears for turn-taking."""
-
+class OpenAISTTOptions:
     base_url: str = option("http://127.0.0.1:8000/v1", "the endpoint's address", "stt_base_url")
     api_key: str = option("", "its key; else from PARLEY_STT_API_KEY", "stt_api_key", shown=False)
     model_name: str = option("whisper-1", "the model's name there", "stt_model_name")
@@ -41,6 +39,12 @@ class OpenAISTTOptions(PocketSphinxOptions):
     stream: bool = option(True, "ask for the text as it is made", "stt_stream")
     connect_timeout_s: float = option(2.0, "to connect (s)", "stt_connect_timeout_s")
     timeout_s: float = option(4.5, "to the whole transcript (s)", "stt_timeout_s")
+    ear_threads: int = option(
+        1, "CPU threads of the recogniser that hears for turn-taking", "stt_ear_threads"
+    )
+    ear_partial_s: float = option(
+        0.5, "new audio between its partial texts (s)", "stt_ear_partial_s"
+    )
 
 
 @dataclass(slots=True)
@@ -55,11 +59,11 @@ class _Utterance:
 
 
 class OpenAISTT(RemoteHandler[_Utterance]):
-    """`Transcript.text` is the endpoint's, `heard` and `end_probability` are PocketSphinx's.
+    """`Transcript.text` is the endpoint's, `heard` and `end_probability` are Moonshine's.
 
-    Neither waits for the other: where PocketSphinx comes last, the final transcript is sent again
+    Neither waits for the other: where Moonshine comes last, the final transcript is sent again
     with its cues. A later revision supersedes the request for an earlier one. A session's language
-    counts more than the option. PocketSphinx knows English: with another language it is left out,
+    counts more than the option. Moonshine knows English: with another language it is left out,
     and every pause is an unsure one.
     """
 
@@ -73,9 +77,10 @@ class OpenAISTT(RemoteHandler[_Utterance]):
         super().__init__(emit, observer=observer)
         self.options = o = options
         self._endpoint = Endpoint(o.base_url, o.api_key, "PARLEY_STT_API_KEY", o.connect_timeout_s)
-        self._local: PocketSphinxSTT | None = None
+        self._local: MoonshineSTT | None = None
         if language_code(o.language) in (None, "en"):
-            self._local = PocketSphinxSTT(o, emit=self._heard_here)
+            ear = MoonshineOptions(threads=o.ear_threads, partial_s=o.ear_partial_s)
+            self._local = MoonshineSTT(ear, emit=self._heard_here)
 
     def setup(self) -> None:
         super().setup()
@@ -121,11 +126,11 @@ class OpenAISTT(RemoteHandler[_Utterance]):
                     message.ticket, self._transcribe, message, pcm, utterance
                 )
             case Transcript(revision=None):
-                utterance.words = message.text
-                yield replace(message, text="", heard=message.text)
+                utterance.words = message.heard
+                yield replace(message, text="")
             case Transcript():
                 if utterance.request is not None and message.revision == utterance.request.revision:
-                    utterance.words, utterance.cue = message.text, message
+                    utterance.words, utterance.cue = message.heard, message
                     self._conclude(utterance.request, utterance)
             case Failed():  # a transcript comes without its word
                 utterance.words = None

@@ -20,7 +20,14 @@ from handlers.base import Emit, Handler, Observer, StageError
 from handlers.messages import EAR_RATE_HZ, Conclude, Heard, Message, Samples, Transcript
 from handlers.options import option
 from handlers.stt.decoding import end_probability
-from handlers.stt.window import Section, Window, is_silent, spoken, without_loops
+from handlers.stt.window import (
+    WINDOW_SAMPLES,
+    Section,
+    Window,
+    is_silent,
+    spoken,
+    without_loops,
+)
 from handlers.ticket import Ticket
 from models.common.errors import first_line
 
@@ -31,6 +38,12 @@ BACKLOG_SAMPLES = 130 * EAR_RATE_HZ
 OUT_OF_MEMORY = StageError("stt_out_of_memory", "There is too little memory to recognise this.")
 OVERLOADED = StageError("stt_overloaded", "Speech recognition has fallen too far behind.")
 
+
+END_MARKS = {"?": 2.0, ",": 0.5}
+"""How much likelier a sentence ends where its text does so with that mark, for models that write
+marks by what they have heard. Over 23 draws of 33 turns (eSpeak's, heard by Moonshine) the endpoint
+policy told ends from pauses with an area under the curve of 0.888 instead of 0.884, and cut into
+1.2 turns of 33 instead of 1.4. A full stop says nothing: half of all pauses get one too."""
 
 SPARE_TOKENS = 16
 TOKENS_PER_S = 30
@@ -71,7 +84,7 @@ Abandoned = Callable[[], list[bool]]
 class _Utterance:
     ticket: Ticket
     language: str | None
-    window: Window = field(default_factory=Window)
+    window: Window
     heard_in: str | None = None  # the language of the last hypothesis
     request: Conclude | None = None  # not yet answered
     partial: str = ""
@@ -87,13 +100,15 @@ class StreamingSTT(Handler[_Utterance]):
     """A subclass loads its model in `load` and recognises a batch in `recognise`.
 
     `Transcript.heard` is the text as turn-taking wants it, without case, punctuation or digits; its
-    end probability is that of PocketSphinx's language model, for English.
+    end probability is that of PocketSphinx's language model, for English, and `END_MARKS`.
     A row that fails, alone, fails its utterance as `stt_error`, `stt_out_of_memory` or by its own
     `StageError`. Batches that were too large for the memory are not made again.
     """
 
     stage: ClassVar[str] = "stt"
     requests: ClassVar[tuple[type, ...]] = (Conclude,)
+    window_samples: ClassVar[int] = WINDOW_SAMPLES
+    """Of so much or less the model makes a text at a time."""
 
     def __init__(
         self, options: StreamingOptions, *, emit: Emit, observer: Observer | None = None
@@ -138,7 +153,7 @@ class StreamingSTT(Handler[_Utterance]):
         super().put(message)
 
     def open(self, ticket: Ticket) -> _Utterance:
-        utterance = _Utterance(ticket, self._language)
+        utterance = _Utterance(ticket, self._language, Window(self.window_samples))
         self._at_work[utterance] = None
         return utterance
 
@@ -238,7 +253,7 @@ class StreamingSTT(Handler[_Utterance]):
         words = spoken(text)
         if request is not None:
             utterance.request = None
-            end = self._end_probability(words, utterance.heard_in)
+            end = self.end_probability(text, utterance.heard_in)
             self.emit(
                 Transcript(utterance.ticket, text, request.revision, end, request.prosody, words)
             )
@@ -246,11 +261,12 @@ class StreamingSTT(Handler[_Utterance]):
             utterance.partial = text
             self.emit(Transcript(utterance.ticket, text, heard=words))
 
-    def _end_probability(self, words: str, language: str | None) -> float | None:
+    def end_probability(self, text: str, language: str | None) -> float | None:
+        """P(the sentence ends with this text); None where nothing is known of the language."""
         if language != "en":
             return None
-        found = end_probability(self._lm, self._logmath, words.split())
-        return None if math.isnan(found) else found
+        found = end_probability(self._lm, self._logmath, spoken(text).split())
+        return None if math.isnan(found) else found * END_MARKS.get(text[-1:], 1.0)
 
     def _fail(self, utterance: _Utterance, error: Exception) -> None:
         self._at_work.pop(utterance, None)

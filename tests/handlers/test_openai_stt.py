@@ -25,8 +25,8 @@ from handlers.messages import (
     Transcript,
 )
 from handlers.stt import openai
+from handlers.stt.moonshine import MoonshineOptions
 from handlers.stt.openai import OpenAISTT, OpenAISTTOptions
-from handlers.stt.pocketsphinx import PocketSphinxOptions
 from tests.handlers.endpoint import (
     PATIENCE_S,
     Bench,
@@ -42,14 +42,14 @@ KEY = "sk-a-secret"
 PROSODY = Prosody(0.0, 1.0, 2.0, 3.0, 4.0)
 
 
-class Sphinx(Handler[None]):
-    """In PocketSphinx's place: hears a word per piece of audio, is sure of a half."""
+class Ear(Handler[None]):
+    """In Moonshine's place: hears a word per piece of audio, is sure of a half."""
 
     stage = "stt"
     awake = threading.Event()
 
     def __init__(
-        self, options: PocketSphinxOptions, *, emit: Emit, observer: Observer | None = None
+        self, options: MoonshineOptions, *, emit: Emit, observer: Observer | None = None
     ) -> None:
         super().__init__(emit)
         self.words: dict[object, list[str]] = {}
@@ -61,10 +61,10 @@ class Sphinx(Handler[None]):
                 assert self.awake.wait(PATIENCE_S)
             if message.ticket.name == "unlucky":
                 raise StageError("stt_busy", "All speech decoders are in use.")
-            yield Transcript(message.ticket, " ".join(words), message.revision, 0.5)
+            yield Transcript(message.ticket, "", message.revision, 0.5, heard=" ".join(words))
         else:
             words.append("word")
-            yield Transcript(message.ticket, " ".join(words))
+            yield Transcript(message.ticket, "", heard=" ".join(words))
 
 
 @pytest.fixture
@@ -74,9 +74,9 @@ def remote() -> Iterator[Endpoint]:
 
 
 @pytest.fixture
-def sphinx(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sphinx, "awake", threading.Event())
-    monkeypatch.setattr(openai, "PocketSphinxSTT", Sphinx)
+def ear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ear, "awake", threading.Event())
+    monkeypatch.setattr(openai, "MoonshineSTT", Ear)
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def field(exchange: Exchange, name: str) -> str | None:
     return exchange.body.partition(head)[2].partition(b"\r\n")[0].decode()
 
 
-@pytest.mark.usefixtures("sphinx")
+@pytest.mark.usefixtures("ear")
 def test_the_endpoints_text_and_the_cues_of_our_own(remote: Endpoint) -> None:
     with stt(remote.url, model_name="whisper-x", language="en") as bench:
         owner = ticket()
@@ -133,7 +133,7 @@ def test_the_endpoints_text_and_the_cues_of_our_own(remote: Endpoint) -> None:
         assert final(bench) == Transcript(owner, "Good morning.", 1, 0.5, PROSODY, "word word")
 
 
-@pytest.mark.usefixtures("sphinx")
+@pytest.mark.usefixtures("ear")
 def test_a_later_revision_supersedes(remote: Endpoint) -> None:
     with stt(remote.url) as bench:
         owner = ticket()
@@ -165,7 +165,7 @@ VLLM = (
 )
 
 
-@pytest.mark.usefixtures("sphinx")
+@pytest.mark.usefixtures("ear")
 @pytest.mark.parametrize("events", [OPENAI, VLLM])
 def test_text_is_passed_on_as_it_is_made(remote: Endpoint, events: tuple[Any, ...]) -> None:
     with stt(remote.url) as bench:
@@ -184,7 +184,7 @@ def test_text_is_passed_on_as_it_is_made(remote: Endpoint, events: tuple[Any, ..
         assert final(bench) == Transcript(owner, "Good morning.", 1, 0.5, None, "word")
 
 
-@pytest.mark.usefixtures("sphinx")
+@pytest.mark.usefixtures("ear")
 def test_without_its_own_recogniser_the_transcript_still_comes(remote: Endpoint) -> None:
     with stt(remote.url) as bench:
         owner = ticket("unlucky")
@@ -198,7 +198,7 @@ def test_without_its_own_recogniser_the_transcript_still_comes(remote: Endpoint)
             )
 
 
-@pytest.mark.usefixtures("sphinx")
+@pytest.mark.usefixtures("ear")
 def test_neither_waits_for_the_other(remote: Endpoint) -> None:
     with stt(remote.url) as bench:
         owner = ticket("slow")
@@ -207,7 +207,7 @@ def test_neither_waits_for_the_other(remote: Endpoint) -> None:
         bench.put(Conclude(owner, 1, PROSODY))
         remote.next().answer('{"text": "Hello."}')
         assert bench.next(Transcript) == Transcript(owner, "Hello.", 1, None, PROSODY, "word")
-        Sphinx.awake.set()
+        Ear.awake.set()
         assert bench.next(Transcript) == Transcript(owner, "Hello.", 1, 0.5, PROSODY, "word")
 
 
@@ -223,7 +223,7 @@ def test_another_language_has_no_recogniser_of_its_own(remote: Endpoint) -> None
         assert bench.next(Transcript) == Transcript(owner, "Grüß Gott.", 1, None, PROSODY, None)
 
 
-@pytest.mark.usefixtures("sphinx")
+@pytest.mark.usefixtures("ear")
 def test_a_sessions_language_is_the_endpoints_and_decides_who_hears(remote: Endpoint) -> None:
     with stt(remote.url, language="en") as bench:
         for spoken, told, words in (("fr-CA", "fr", None), ("en-US", "en", "word")):
@@ -248,7 +248,7 @@ def test_no_audio_needs_no_endpoint() -> None:
 
 
 def test_the_real_recogniser_gives_the_cues(remote: Endpoint) -> None:
-    with stt(remote.url, decoders=1) as bench:
+    with stt(remote.url) as bench:
         owner = ticket()
         speech = heard("she went to the market to buy some bread")
         for part in np.array_split(speech, len(speech) // 512):

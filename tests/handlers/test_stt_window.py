@@ -261,9 +261,12 @@ def test_an_end_probability_for_english_words(finals: Scripted) -> None:
     owner = ticket()
     finals._at_work.clear()
     for words, language, least in (("What time is it?", "en", 0.09), ("Wie spät ist es?", "de", 0)):
-        end = finals._end_probability(spoken(words), language)
+        end = finals.end_probability(words, language)
         assert end is None if language == "de" else end is not None and end > least
-    assert finals._end_probability("my order number is", "en") < 0.07  # type: ignore[operator]
+    assert finals.end_probability("my order number is", "en") < 0.07  # type: ignore[operator]
+    plain, asked, listed = (finals.end_probability(f"Who is it{m}", "en") for m in ("", "?", ","))
+    assert plain is not None
+    assert (asked, listed) == (2 * plain, plain / 2)
     assert owner.live
 
 

@@ -43,7 +43,7 @@ class OpenAISTTOptions:
         1, "CPU threads of the recogniser that hears for turn-taking", "stt_ear_threads"
     )
     ear_partial_s: float = option(
-        0.5, "new audio between its partial texts (s)", "stt_ear_partial_s"
+        1.0, "new audio between its partial texts (s)", "stt_ear_partial_s"
     )
 
 

@@ -9,21 +9,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from handlers.base import CannotServe, Emit, Handler, StageError
+from handlers.child import LEAVE_TIMEOUT_S, Child
 from handlers.duplex.encoder import is_overloaded
 from handlers.duplex.options import DuplexObserver, ParrotOptions
 from handlers.messages import AudioIn, Failed, Join, Message, Samples, Skipped, Uttered
@@ -31,10 +26,8 @@ from handlers.ticket import Ticket
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(__file__).parents[2]
 GATHER_S = 0.004
 """Audio of all sessions that goes over together."""
-LEAVE_TIMEOUT_S = 5.0
 DIED = StageError("model_unavailable", "The model ended unexpectedly; try again later.")
 
 
@@ -52,8 +45,8 @@ class DuplexProcess(Handler[int]):
         self._options, self._duplex = options, observer
         self._tickets: dict[int, Ticket] = {}
         self._count = 0
-        self._worker: _Worker | None = None  # None: there is none that could be asked
-        self._loading: _Worker | None = None
+        self._worker: Child | None = None  # None: there is none that could be asked
+        self._loading: Child | None = None
         self._skipped_s: float | None = None
 
     @property
@@ -114,7 +107,9 @@ class DuplexProcess(Handler[int]):
 
     def _load(self) -> None:
         """Raises `CannotServe`."""
-        self._loading = worker = _Worker(self._options)
+        level = str(logging.getLogger().getEffectiveLevel())
+        options = json.dumps(dataclasses.asdict(self._options))
+        self._loading = worker = Child("handlers.duplex.worker", level, options)
         try:
             answer, _ = unpack(worker.pipe.recv_bytes())
         except (EOFError, OSError):
@@ -161,42 +156,6 @@ class DuplexProcess(Handler[int]):
         for number, stage, code, text in head["failed"]:
             if (ticket := self._tickets.get(number)) is not None:
                 self.emit(Failed(ticket, stage, code, text))
-
-
-class _Worker:
-    """The process, and the pipe to it: a closed one is its order to leave."""
-
-    def __init__(self, options: ParrotOptions) -> None:
-        self._socket, theirs = socket.socketpair()
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        level = logging.getLogger().getEffectiveLevel()
-        with theirs:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "handlers.duplex.worker", str(theirs.fileno())),
-                    *(str(level), json.dumps(dataclasses.asdict(options))),
-                ],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONPATH": path},
-                start_new_session=True,  # Ctrl-C is for the server
-            )
-        self.pipe = Connection(os.dup(self._socket.fileno()))
-
-    def hang_up(self) -> None:
-        """Whoever reads or writes, at either end, finds the pipe closed. For any thread."""
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Wait until it has left."""
-        self.hang_up()
-        try:
-            self._process.wait(LEAVE_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._socket.close()
 
 
 def pack(head: Mapping[str, Any], samples: Sequence[Samples]) -> bytes:

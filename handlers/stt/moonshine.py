@@ -8,17 +8,27 @@ to 30 s, and writes with punctuation.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
-from collections.abc import Mapping, Sequence
+import mmap
+import os
+import struct
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from handlers.base import Emit, Observer
-from handlers.messages import EAR_RATE_HZ
+from handlers.base import Emit, Observer, StageError
+from handlers.child import Child
+from handlers.messages import EAR_RATE_HZ, Conclude, Message, Samples
 from handlers.options import option
+from handlers.stt.decoding import NICENESS
 from handlers.stt.streaming import (
     Abandoned,
     Hypothesis,
@@ -28,6 +38,9 @@ from handlers.stt.streaming import (
     unknown_language,
     unusable,
 )
+from models.common.errors import first_line
+
+log = logging.getLogger(__name__)
 
 PACKAGE, WEIGHTS = "moonshine_voice", "assets/tiny-en"
 NETWORKS = ("encoder_model", "decoder_model_merged")
@@ -36,6 +49,8 @@ BEGIN, END = 1, 2
 TOKENS_PER_S = 6.5
 """No English has more; without the limit the model goes in circles now and then (its authors')."""
 SPARE_TOKENS = 4
+NUMBER = struct.Struct("<I")
+DIED = StageError("stt_unavailable", "Speech recognition ended unexpectedly; try again.")
 
 
 @dataclass(frozen=True)
@@ -50,7 +65,11 @@ class MoonshineOptions(StreamingOptions):
 
 class MoonshineSTT(StreamingSTT):
     """Always the likeliest token. One utterance after the other: its encoder normalises over the
-    whole length, so that padding would change what it hears."""
+    whole length, so that padding would change what it hears.
+
+    It runs in a process of its own, as it would want the interpreter's lock again for each token.
+    If that ends, what it was at fails as `stt_unavailable` and another one is started.
+    """
 
     Options: ClassVar[type[MoonshineOptions]] = MoonshineOptions
     window_samples: ClassVar[int] = 12 * EAR_RATE_HZ
@@ -60,45 +79,89 @@ class MoonshineSTT(StreamingSTT):
     ) -> None:
         super().__init__(options, emit=emit, observer=observer)
         self.options = options
+        self._number = 0  # of the text that is asked for
+        self._child: Child | None = None
 
     def load(self) -> None:
-        o = self.options
-        if o.gen:
-            raise unusable(f"moonshine takes no --stt_gen_{next(iter(o.gen))}")
-        folder = Path(o.model_name) if o.model_name else packaged()
-        try:
-            self._tokens = read_tokens((folder / TOKENS).read_bytes())
-            self._encoder, self._decoder = (_session(folder, name, o.threads) for name in NETWORKS)
-            self._caches = {
-                i.name: (i.shape[1], i.shape[3])
-                for i in self._decoder.get_inputs()
-                if i.name.startswith("past")
-            }
-            self.recognise([Row(np.zeros(EAR_RATE_HZ, np.float32), None)], lambda: [False])
-        except Exception as error:
-            raise unusable(f"{folder} is no Moonshine that can be used", error) from error
+        if self.options.gen:
+            raise unusable(f"moonshine takes no --stt_gen_{next(iter(self.options.gen))}")
+        self._shared = tempfile.TemporaryFile()  # noqa: SIM115
+        self._shared.truncate(NUMBER.size)
+        self._unwanted = mmap.mmap(self._shared.fileno(), NUMBER.size)
+        self._child = self._started()
+
+    def teardown(self) -> None:
+        if self._child is not None:
+            self._child.close()
+
+    def put(self, message: Message) -> None:
+        number = self._number  # not after the look at `at_partial`: it could be a final text's
+        super().put(message)
+        if isinstance(message, Conclude) and self.at_partial:
+            NUMBER.pack_into(self._unwanted, 0, number)
 
     def check_language(self, language: str) -> None:
         if language != "en":
             raise unknown_language(language, ())
 
     def recognise(self, rows: Sequence[Row], abandoned: Abandoned) -> list[Hypothesis]:
-        return [self._recognise(row, at, abandoned) for at, row in enumerate(rows)]
+        found = []
+        for at, row in enumerate(rows):
+            self._number += 1
+            found.append(Hypothesis("" if abandoned()[at] else self._ask(row.samples), "en"))
+        return found
 
-    def _recognise(self, row: Row, at: int, abandoned: Abandoned) -> Hypothesis:
-        if abandoned()[at]:
-            return Hypothesis("", "en")
-        audio = row.samples[None]
+    def _ask(self, samples: Samples) -> str:
+        if self._child is None:
+            self._child = self._started()
+        try:
+            self._child.pipe.send_bytes(NUMBER.pack(self._number) + samples.tobytes())
+            return self._child.pipe.recv_bytes().decode()
+        except (EOFError, OSError):
+            log.error("stt: Moonshine's process (pid %s) ended", self._child.pid)
+            self._child.close()
+            self._child = None
+            raise DIED from None
+
+    def _started(self) -> Child:
+        folder = Path(self.options.model_name) if self.options.model_name else packaged()
+        shared = self._shared.fileno()
+        arguments = (str(shared), str(folder), str(self.options.threads))
+        child = Child("handlers.stt.moonshine", *arguments, shared=[shared])
+        try:
+            broken = child.pipe.recv_bytes().decode()
+        except (EOFError, OSError):
+            broken = "its process ended while it loaded"
+        if broken:
+            child.close()
+            raise unusable(f"{folder} is no Moonshine that can be used: {broken}")
+        return child
+
+
+class Moonshine:
+    """The networks. Raises what ONNX Runtime and the file system do."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self._tokens = read_tokens((folder / TOKENS).read_bytes())
+        self._encoder, self._decoder = (_session(folder, name, threads) for name in NETWORKS)
+        self._caches = {
+            i.name: (i.shape[1], i.shape[3])
+            for i in self._decoder.get_inputs()
+            if i.name.startswith("past")
+        }
+
+    def text(self, samples: Samples, wanted: Callable[[], bool]) -> str:
+        """What is said in [T]; no more of it once it isn't wanted, which is asked at each token."""
+        audio = samples[None]
         every = np.ones(audio.shape, np.int64)
         (hidden,) = self._encoder.run(None, {"input_values": audio, "attention_mask": every})
-        most = SPARE_TOKENS + math.ceil(TOKENS_PER_S * len(row.samples) / EAR_RATE_HZ)
+        most = SPARE_TOKENS + math.ceil(TOKENS_PER_S * len(samples) / EAR_RATE_HZ)
         decoding = _Decoding(self._decoder, self._caches, hidden)
         written = [decoding.write(BEGIN)]
-        while written[-1] != END and len(written) < most and not abandoned()[at]:
+        while written[-1] != END and len(written) < most and wanted():
             written.append(decoding.write(written[-1]))
         said = b"".join(self._tokens[token] for token in written if token > END)
-        text = said.decode(errors="replace").replace("\u2581", " ").strip()
-        return Hypothesis(text, "en")
+        return said.decode(errors="replace").replace("\u2581", " ").strip()
 
 
 class _Decoding:
@@ -162,3 +225,27 @@ def _session(folder: Path, name: str, threads: int) -> Any:
     if path is None:
         raise FileNotFoundError(f"there is no {' or '.join(each.name for each in found)}")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def main(descriptor: int, shared: int, folder: str, threads: int) -> None:
+    """The process: says that it is ready, by nothing, or what is wrong; then answers numbered
+    audio with texts. The number in `shared` is that of a text that nobody wants."""
+    pipe, unwanted = Connection(descriptor), mmap.mmap(shared, NUMBER.size)
+    try:
+        model = Moonshine(Path(folder), threads)
+        model.text(np.zeros(EAR_RATE_HZ, np.float32), lambda: True)
+    except Exception as error:
+        pipe.send_bytes(first_line(error).encode() or type(error).__name__.encode())
+        return
+    os.nice(NICENESS)
+    with suppress(EOFError, OSError):
+        pipe.send_bytes(b"")
+        while True:
+            message = pipe.recv_bytes()
+            number, samples = message[: NUMBER.size], message[NUMBER.size :]
+            heard = np.frombuffer(samples, np.float32)
+            pipe.send_bytes(model.text(heard, lambda n=number: unwanted[:] != n).encode())
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))

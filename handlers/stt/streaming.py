@@ -120,6 +120,7 @@ class StreamingSTT(Handler[_Utterance]):
         self._max_batch = options.max_batch
         self._at_work: dict[_Utterance, None] = {}  # in the order in which they came
         self._urgent = threading.Event()  # a final text has been asked for
+        self.at_partial = False  # what is recognised now gives way to that
         self._clock = time.monotonic
 
     # What a recogniser overrides.
@@ -170,7 +171,7 @@ class StreamingSTT(Handler[_Utterance]):
         final = any(u.request for u in self._at_work if u.ticket.live)
         jobs = self._jobs(final)
         if jobs:
-            began_s = self._clock()
+            began_s, self.at_partial = self._clock(), not final
             self._carry_out(jobs, final)
             if not final:
                 took_s = self._clock() - began_s

@@ -137,7 +137,7 @@ def test_a_process_that_dies_fails_its_sessions_and_another_one_takes_its_place(
     stage.uttered(me, 2)
     worker = stage.process._worker
     assert worker is not None
-    os.kill(worker._process.pid, signal.SIGKILL)
+    os.kill(worker.pid, signal.SIGKILL)
     while not isinstance(failed := stage.next(me), Failed):
         pass
     assert (failed.stage, failed.code) == ("duplex_process", "model_unavailable")

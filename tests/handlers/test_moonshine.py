@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,13 @@ import pytest
 from handlers.base import StageError
 from handlers.messages import EAR_RATE_HZ, Conclude, Heard, Message, Transcript
 from handlers.stt import moonshine
-from handlers.stt.moonshine import MoonshineOptions, MoonshineSTT, packaged, read_tokens
+from handlers.stt.moonshine import (
+    Moonshine,
+    MoonshineOptions,
+    MoonshineSTT,
+    packaged,
+    read_tokens,
+)
 from handlers.stt.streaming import Row
 from tests.handlers.endpoint import ticket
 from tests.handlers.speech import heard, room
@@ -23,10 +32,20 @@ TIME = "what time is it"
 
 
 @pytest.fixture(scope="module")
-def stt() -> MoonshineSTT:
+def stt() -> Iterator[MoonshineSTT]:
     found = MoonshineSTT(MoonshineOptions(), emit=print)
     found.setup()
-    return found
+    yield found
+    found.teardown()
+
+
+@pytest.fixture(scope="module")
+def model() -> Moonshine:
+    return Moonshine(packaged(), threads=1)
+
+
+def always() -> bool:
+    return True
 
 
 def row(text: str) -> Row:
@@ -45,8 +64,8 @@ def test_words_and_marks_of_each_row(stt: MoonshineSTT) -> None:
     assert found == [stt.recognise([row(text)], nobody_leaves)[0] for text in (TIME, MARKET)]
 
 
-def test_it_streams(stt: MoonshineSTT) -> None:
-    """A partial text for every half second, then the whole one, with its cues."""
+def test_it_streams(model: Moonshine) -> None:
+    """Partial texts, then the whole one, with its cues."""
     told: queue.Queue[Message] = queue.Queue()
     streaming = MoonshineSTT(MoonshineOptions(), emit=told.put)
     streaming.start()
@@ -64,33 +83,55 @@ def test_it_streams(stt: MoonshineSTT) -> None:
     finally:
         streaming.stop()
     assert message.revision == 3
-    assert message.text == stt.recognise([row(MARKET)], nobody_leaves)[0].text
+    assert message.text == model.text(heard(MARKET), always)
     assert message.heard == message.text.lower().strip(".")
     assert message.end_probability is not None
 
 
-def test_what_nobody_wants_is_broken_off(stt: MoonshineSTT) -> None:
-    asked = 0
-
-    def left() -> list[bool]:
-        nonlocal asked
-        asked += 1
-        return [asked > 4]
-
-    whole = stt.recognise([row(MARKET)], nobody_leaves)[0].text
-    begun = stt.recognise([row(MARKET)], left)[0].text
+def test_what_nobody_wants_is_broken_off(model: Moonshine) -> None:
+    whole = model.text(heard(MARKET), always)
+    asked = iter([True] * 4 + [False])
+    begun = model.text(heard(MARKET), lambda: next(asked))
     assert begun
     assert whole.startswith(begun)
     assert len(begun.split()) < len(whole.split())
+
+
+def test_a_partial_text_gives_way_to_a_final_one(stt: MoonshineSTT) -> None:
+    """It is broken off where it is, which its process reads at each token; a final one never is."""
+    owner = ticket()
+    whole = stt.recognise([row(MARKET)], nobody_leaves)[0].text
+
+    def left_at_once() -> list[bool]:
+        stt.put(Conclude(owner, 1, None))  # asked for just before the audio goes over
+        return [False]
+
+    for at_partial in (True, False):
+        stt.at_partial = at_partial
+        assert (stt.recognise([row(MARKET)], left_at_once)[0].text == whole) is not at_partial
+    stt.at_partial = False
     assert stt.recognise([row(MARKET)], lambda: [True])[0].text == ""
+    owner.cancel()
+
+
+def test_a_process_that_dies_fails_one_and_is_started_anew(stt: MoonshineSTT) -> None:
+    before = stt._child
+    assert before is not None
+    os.kill(before.pid, signal.SIGKILL)
+    with pytest.raises(StageError, match="ended unexpectedly") as failed:
+        stt.recognise([row(TIME)], nobody_leaves)
+    assert failed.value.code == "stt_unavailable"
+    assert stt.recognise([row(TIME)], nobody_leaves)[0].text == "What time is it?"
+    assert stt._child is not None
+    assert stt._child.pid != before.pid
 
 
 def test_no_more_is_written_than_can_be_said(
-    stt: MoonshineSTT, monkeypatch: pytest.MonkeyPatch
+    model: Moonshine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(moonshine, "END", -1)  # it never ends by itself
-    written = stt.recognise([Row(room(2.0, EAR_RATE_HZ), None)], nobody_leaves)[0]
-    assert 0 < len(written.text.split()) <= 13 + moonshine.SPARE_TOKENS
+    written = model.text(room(2.0, EAR_RATE_HZ), always)
+    assert 0 < len(written.split()) <= 13 + moonshine.SPARE_TOKENS
 
 
 def test_a_long_utterance_is_heard_in_pieces(stt: MoonshineSTT) -> None:
@@ -107,7 +148,9 @@ def test_it_knows_english_only(stt: MoonshineSTT) -> None:
 
 def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     shutil.copytree(packaged(), tmp_path / "own")
-    MoonshineSTT(MoonshineOptions(str(tmp_path / "own")), emit=print).load()
+    stt = MoonshineSTT(MoonshineOptions(str(tmp_path / "own")), emit=print)
+    stt.load()
+    stt.teardown()
 
 
 @pytest.mark.parametrize(

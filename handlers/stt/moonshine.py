@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ClassVar
@@ -243,8 +244,12 @@ def main(descriptor: int, shared: int, folder: str, threads: int) -> None:
         while True:
             message = pipe.recv_bytes()
             number, samples = message[: NUMBER.size], message[NUMBER.size :]
-            heard = np.frombuffer(samples, np.float32)
-            pipe.send_bytes(model.text(heard, lambda n=number: unwanted[:] != n).encode())
+            text = model.text(np.frombuffer(samples, np.float32), partial(_differ, unwanted, number))
+            pipe.send_bytes(text.encode())
+
+
+def _differ(shared: mmap.mmap, number: bytes) -> bool:
+    return shared[:] != number
 
 
 if __name__ == "__main__":

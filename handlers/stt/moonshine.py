@@ -244,8 +244,8 @@ def main(descriptor: int, shared: int, folder: str, threads: int) -> None:
         while True:
             message = pipe.recv_bytes()
             number, samples = message[: NUMBER.size], message[NUMBER.size :]
-            text = model.text(np.frombuffer(samples, np.float32), partial(_differ, unwanted, number))
-            pipe.send_bytes(text.encode())
+            wanted = partial(_differ, unwanted, number)
+            pipe.send_bytes(model.text(np.frombuffer(samples, np.float32), wanted).encode())
 
 
 def _differ(shared: mmap.mmap, number: bytes) -> bool:

@@ -249,12 +249,12 @@ def test_a_slow_model_makes_fewer_partials() -> None:
     stt, owner = Scripted(partial_s=0.2), ticket()
     stt.setup()
     stt.took_s = 0.7
-    heard: list[Message] = [Heard(owner, tone(0.1)) for _ in range(15)]
+    heard: list[Message] = [Heard(owner, tone(0.1)) for _ in range(20)]
     for message in [*heard, Conclude(owner, 1, None)]:
         stt.process([message])
         while stt.busy:
             stt.process([])
-    assert [len(rows[0].samples) / 1600 for rows in stt.batches] == [2, 9, 15]
+    assert [len(rows[0].samples) / 1600 for rows in stt.batches] == [2, 16, 20]
 
 
 def test_an_end_probability_for_english_words(finals: Scripted) -> None:

@@ -2,7 +2,8 @@
 
 `python -m benchmarks.endpointing` plays test clips through the real voice detector and the real
 recogniser (`--stt`) as far as 100 ms into each pause and each end, and counts what the policy would
-do, and how well its score tells ends from pauses: the area under the curve, 0.5 by chance.
+do, how well its score tells ends from pauses (the area under the curve, 0.5 by chance), and how
+many words the recogniser gets wrong.
 
 `--fit` fits the policy's weights instead and prints them. The data are the turns of
 `benchmarks.phrases`, every second phrase in every second voice (the rest is what the table
@@ -26,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.clips import VARIANTS, Clip, make_clips, recorded_clips
+from benchmarks.duplex_judge import word_errors
 from benchmarks.phrases import TURNS
 from handlers.audio import Resampler, to_pcm16
 from handlers.messages import EAR_RATE_HZ, RATE_HZ, Samples
@@ -250,10 +252,18 @@ def main() -> None:
     if options.recordings:
         recorded = recorded_clips(options.recordings, tail_s=0.2)
         report("recorded", [m for c in recorded for m in listener.moments(c)])
+    print(f"of the words, wrong: {words_wrong(moments):.0%}")
     words = area(moments, lambda cues: score(cues)[0])
     print(f"area under the curve: words and voice {words:.3f}")
     if options.smart_turn:
         print(f"turn model {area(moments, lambda cues: cues.complete or 0.0):.3f}")
+
+
+def words_wrong(moments: Iterable[Moment]) -> float:
+    """Of whole turns: words to be changed, left out or added, as a share of those said."""
+    said = [(m.true_cues.text.split(), m) for m in moments if m.true_cues and m.pause_s is None]
+    wrong = sum(word_errors(words, m.cues.text.split()) for words, m in said)
+    return wrong / sum(len(words) for words, _ in said)
 
 
 def report(name: str, moments: Sequence[Moment]) -> None:

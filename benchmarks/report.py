@@ -17,7 +17,15 @@ import numpy as np
 from client.wav import WavWriter
 from handlers.messages import Samples
 
-PACKAGES = ("numpy", "onnxruntime", "pocketsphinx", "espeakng-loader", "uvicorn", "websockets")
+PACKAGES = (
+    "numpy",
+    "onnxruntime",
+    "pocketsphinx",
+    "moonshine-voice",
+    "espeakng-loader",
+    "uvicorn",
+    "websockets",
+)
 Cell: TypeAlias = str | float | int | None
 
 

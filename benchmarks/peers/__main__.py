@@ -51,7 +51,7 @@ SERVERS: dict[str, Start] = {
     "speech-to-speech": speech_to_speech,
 }
 SETTINGS = {
-    "parley": "defaults: Silero VAD, a local PocketSphinx for turn-taking, speculative replies",
+    "parley": "defaults: Silero VAD, a local Moonshine for turn-taking, speculative replies",
     "pipecat": "1.14.0, its template's defaults: Silero VAD (0.2 s), Smart Turn v3.2 (3 s)",
     "speech-to-speech": "1.1.0, defaults: Silero VAD (64 ms), Smart Turn v3.2 (2 s), speculative "
     "turns; LM and TTS streamed; language detector loaded before it is asked",

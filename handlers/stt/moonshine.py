@@ -1,5 +1,5 @@
-"""Moonshine by ONNX Runtime: English in a quarter of the words wrong that PocketSphinx gets wrong,
-quick on a CPU, and its weights come in a package.
+"""Moonshine by ONNX Runtime: English, with a third of PocketSphinx's errors (`python -m
+benchmarks.endpointing --stt …`), quick on a CPU, and its weights come in a package.
 
 The model (Jeffries et al. 2024, arXiv 2410.15608) hears as much audio as there is, without padding
 to 30 s, and writes with punctuation.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.endpointing import Moment, area, fit, table
+from benchmarks.endpointing import Moment, area, fit, table, words_wrong
 from server.endpointing import Cues
 
 
@@ -16,6 +16,14 @@ def test_the_area_is_the_chance_that_an_end_has_the_higher_value() -> None:
     ends = [moment(0.9, None), moment(0.4, None)]
     pauses = [moment(0.4, 0.3), moment(0.1, 0.5)]
     assert area([*ends, *pauses], lambda cues: cues.complete or 0.0) == pytest.approx(3.5 / 4)
+
+
+def test_of_whole_turns_the_words_that_are_wrong() -> None:
+    said = Cues("what time is it", None, None, 900.0)
+    whole = Moment("clip", Cues("what dime is", None, None, 900.0), said, None)
+    half = Moment("clip", Cues("hut", None, None, 400.0), said, 0.4)
+    unknown = Moment("clip", Cues("hut", None, None, 400.0), None, None)
+    assert words_wrong([whole, half, unknown]) == 2 / 4
 
 
 def test_a_line_counts_the_pauses_that_outlast_their_hold() -> None:

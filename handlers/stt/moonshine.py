@@ -2,7 +2,11 @@
 benchmarks.endpointing --stt …`), quick on a CPU, and its weights come in a package.
 
 The model (Jeffries et al. 2024, arXiv 2410.15608) hears as much audio as there is, without padding
-to 30 s, and writes with punctuation.
+to 30 s, and writes with punctuation. The text of less of the same audio is a draft: what is right
+of it is taken over in one step. The 8 bits of what a step reads are scaled by all of it, so that a
+step over many tokens is not to the bit what many steps are: where two words are about as likely, it
+may be the other one. Over 99 turns of eSpeak's, drafted a second before: 19 texts are others, 0.321
+of the words wrong instead of 0.316, in 90 ms instead of 133.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from handlers.base import Emit, Observer, StageError
 from handlers.child import Child
@@ -47,6 +52,7 @@ PACKAGE, WEIGHTS = "moonshine_voice", "assets/tiny-en"
 NETWORKS = ("encoder_model", "decoder_model_merged")
 TOKENS = "tokenizer.bin"
 BEGIN, END = 1, 2
+MARKS = frozenset((b".", b",", b"?", b"!", b"..."))
 TOKENS_PER_S = 6.5
 """No English has more; without the limit the model goes in circles now and then (its authors')."""
 SPARE_TOKENS = 4
@@ -109,15 +115,16 @@ class MoonshineSTT(StreamingSTT):
         found = []
         for at, row in enumerate(rows):
             self._number += 1
-            found.append(Hypothesis("" if abandoned()[at] else self._ask(row.samples), "en"))
+            found.append(Hypothesis("", "en") if abandoned()[at] else self._ask(row))
         return found
 
-    def _ask(self, samples: Samples) -> str:
+    def _ask(self, row: Row) -> Hypothesis:
         if self._child is None:
             self._child = self._started()
         try:
-            self._child.pipe.send_bytes(NUMBER.pack(self._number) + samples.tobytes())
-            return self._child.pipe.recv_bytes().decode()
+            self._child.pipe.send_bytes(NUMBER.pack(self._number) + pack(row.draft, row.samples))
+            tokens, text = unpack(self._child.pipe.recv_bytes())
+            return Hypothesis(text.tobytes().decode(), "en", tuple(tokens))
         except (EOFError, OSError):
             log.error("stt: Moonshine's process (pid %s) ended", self._child.pid)
             self._child.close()
@@ -151,17 +158,26 @@ class Moonshine:
             if i.name.startswith("past")
         }
 
-    def text(self, samples: Samples, wanted: Callable[[], bool]) -> str:
-        """What is said in [T]; no more of it once it isn't wanted, which is asked at each token."""
+    def write(
+        self, samples: Samples, draft: Sequence[int], wanted: Callable[[], bool]
+    ) -> list[int]:
+        """The tokens of what is said in [T]; no more once they aren't wanted, which is asked at
+        each. As much of the draft as the model would write itself is taken over in one step."""
         audio = samples[None]
         every = np.ones(audio.shape, np.int64)
         (hidden,) = self._encoder.run(None, {"input_values": audio, "attention_mask": every})
         most = SPARE_TOKENS + math.ceil(TOKENS_PER_S * len(samples) / EAR_RATE_HZ)
         decoding = _Decoding(self._decoder, self._caches, hidden)
-        written = [decoding.write(BEGIN)]
+        kept = list(draft[: most - 1])
+        while kept and self._tokens[kept[-1]] in MARKS:  # it nearly always goes on otherwise
+            kept.pop()
+        written = decoding.read(kept)
         while written[-1] != END and len(written) < most and wanted():
-            written.append(decoding.write(written[-1]))
-        said = b"".join(self._tokens[token] for token in written if token > END)
+            written += decoding.read([], written[-1])
+        return written[:-1] if written[-1] == END else written
+
+    def text(self, tokens: Sequence[int]) -> str:
+        said = b"".join(self._tokens[token] for token in tokens if token > END)
         return said.decode(errors="replace").replace("\u2581", " ").strip()
 
 
@@ -179,16 +195,24 @@ class _Decoding:
         for name, (heads, width) in caches.items():
             self._feed[name] = np.zeros((1, heads, 0, width), np.float32)
 
-    def write(self, last: int) -> int:
-        """The likeliest token after the last one."""
-        self._feed["input_ids"] = np.array([[last]])
+    def read(self, draft: Sequence[int], last: int = BEGIN) -> list[int]:
+        """After the last token: the draft as far as each of its tokens is the likeliest one, and
+        the one that is it behind that."""
+        self._feed["input_ids"] = np.array([[last, *draft]])
         names = [name.replace("past_key_values", "present") for name in self._renewed]
         logits, *caches = self._decoder.run(["logits", *names], self._feed)
         self._feed.update(zip(self._renewed, caches, strict=True))
         # Keys and values of what was heard stay as they are from now on.
         self._feed["use_cache_branch"] = np.array([True])
         self._renewed = [name for name in self._renewed if ".decoder." in name]
-        return int(logits[0, -1].argmax())
+        likeliest: list[int] = logits[0].argmax(-1).tolist()
+        right = 0
+        while right < len(draft) and draft[right] == likeliest[right]:
+            right += 1
+        if right < len(draft):
+            for name in self._renewed:
+                self._feed[name] = self._feed[name][:, :, : right + 1]
+        return likeliest[: right + 1]
 
 
 def packaged() -> Path:
@@ -234,7 +258,7 @@ def main(descriptor: int, shared: int, folder: str, threads: int) -> None:
     pipe, unwanted = Connection(descriptor), mmap.mmap(shared, NUMBER.size)
     try:
         model = Moonshine(Path(folder), threads)
-        model.text(np.zeros(EAR_RATE_HZ, np.float32), lambda: True)
+        model.write(np.zeros(EAR_RATE_HZ, np.float32), (), lambda: True)
     except Exception as error:
         pipe.send_bytes(first_line(error).encode() or type(error).__name__.encode())
         return
@@ -243,9 +267,22 @@ def main(descriptor: int, shared: int, folder: str, threads: int) -> None:
         pipe.send_bytes(b"")
         while True:
             message = pipe.recv_bytes()
-            number, samples = message[: NUMBER.size], message[NUMBER.size :]
-            wanted = partial(_differ, unwanted, number)
-            pipe.send_bytes(model.text(np.frombuffer(samples, np.float32), wanted).encode())
+            draft, audio = unpack(message[NUMBER.size :])
+            wanted = partial(_differ, unwanted, message[: NUMBER.size])
+            tokens = model.write(audio.view(np.float32), draft, wanted)
+            pipe.send_bytes(pack(tokens, np.frombuffer(model.text(tokens).encode(), np.uint8)))
+
+
+def pack(tokens: Sequence[int], rest: npt.NDArray[Any]) -> bytes:
+    """A message of either end: tokens, and audio or a text's bytes."""
+    return NUMBER.pack(len(tokens)) + np.asarray(tokens, np.int32).tobytes() + rest.tobytes()
+
+
+def unpack(message: bytes) -> tuple[list[int], npt.NDArray[np.uint8]]:
+    """The same, the rest as bytes."""
+    (count,) = NUMBER.unpack_from(message)
+    tokens = np.frombuffer(message, np.int32, count, NUMBER.size)
+    return tokens.tolist(), np.frombuffer(message, np.uint8, offset=NUMBER.size + tokens.nbytes)
 
 
 def _differ(shared: mmap.mmap, number: bytes) -> bool:

@@ -69,12 +69,14 @@ class Row:
 
     samples: Samples  # [T] at EAR_RATE_HZ
     language: str | None  # ISO 639; None: to be detected
+    draft: tuple[int, ...] = ()  # the `tokens` of the last text of less of this audio
 
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
     text: str
     language: str | None  # ISO 639, where it is known
+    tokens: tuple[int, ...] = ()  # a draft for the next text, where the model can use one
 
 
 Abandoned = Callable[[], list[bool]]
@@ -86,6 +88,7 @@ class _Utterance:
     ticket: Ticket
     language: str | None
     window: Window
+    draft: tuple[int, ...] = ()
     heard_in: str | None = None  # the language of the last hypothesis
     request: Conclude | None = None  # not yet answered
     partial: str = ""
@@ -243,6 +246,7 @@ class StreamingSTT(Handler[_Utterance]):
             if not cut_short:
                 job.section.text = without_loops(hypothesis.text)
                 job.utterance.heard_in = hypothesis.language
+                job.utterance.draft = hypothesis.tokens
 
     def _tell(self, utterance: _Utterance) -> None:
         """Emit what is new."""
@@ -300,7 +304,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _row(job: _Job) -> Row:
-    return Row(job.section.samples, job.utterance.language)
+    return Row(job.section.samples, job.utterance.language, job.utterance.draft)
 
 
 def language_code(name: str) -> str | None:

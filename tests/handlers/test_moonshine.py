@@ -6,14 +6,15 @@ import os
 import queue
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from handlers.base import StageError
-from handlers.messages import EAR_RATE_HZ, Conclude, Heard, Message, Transcript
+from handlers.messages import EAR_RATE_HZ, Conclude, Heard, Message, Samples, Transcript
 from handlers.stt import moonshine
 from handlers.stt.moonshine import (
     Moonshine,
@@ -46,6 +47,10 @@ def model() -> Moonshine:
 
 def always() -> bool:
     return True
+
+
+def said(model: Moonshine, samples: Samples, draft: Sequence[int] = ()) -> str:
+    return model.text(model.write(samples, draft, always))
 
 
 def row(text: str) -> Row:
@@ -83,15 +88,38 @@ def test_it_streams(model: Moonshine) -> None:
     finally:
         streaming.stop()
     assert message.revision == 3
-    assert message.text == model.text(heard(MARKET), always)
+    assert message.text == said(model, heard(MARKET))
     assert message.heard == message.text.lower().strip(".")
     assert message.end_probability is not None
 
 
+@pytest.mark.parametrize("changed", [None, 0, 2, -1])
+def test_a_draft_saves_steps_and_decides_nothing(
+    model: Moonshine, monkeypatch: pytest.MonkeyPatch, changed: int | None
+) -> None:
+    """Neither a right one nor one with another token at that place."""
+    steps, read = [], moonshine._Decoding.read
+
+    def counted(self: Any, draft: Sequence[int], last: int = moonshine.BEGIN) -> list[int]:
+        steps.append(len(draft))
+        return read(self, draft, last)
+
+    monkeypatch.setattr(moonshine._Decoding, "read", counted)
+    samples = heard(TIME)
+    whole = model.write(samples, (), always)
+    plain, draft = len(steps), list(whole)
+    if changed is not None:
+        draft[changed] = draft[changed - 1]
+    steps.clear()
+    assert model.write(samples, draft, always) == whole
+    assert steps[0] >= len(whole) - 1  # but for the mark
+    assert len(steps) <= (3 if changed in (None, -1) else plain)
+
+
 def test_what_nobody_wants_is_broken_off(model: Moonshine) -> None:
-    whole = model.text(heard(MARKET), always)
+    whole = said(model, heard(MARKET))
     asked = iter([True] * 4 + [False])
-    begun = model.text(heard(MARKET), lambda: next(asked))
+    begun = model.text(model.write(heard(MARKET), (), lambda: next(asked)))
     assert begun
     assert whole.startswith(begun)
     assert len(begun.split()) < len(whole.split())
@@ -130,8 +158,8 @@ def test_no_more_is_written_than_can_be_said(
     model: Moonshine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(moonshine, "END", -1)  # it never ends by itself
-    written = model.text(room(2.0, EAR_RATE_HZ), always)
-    assert 0 < len(written.split()) <= 13 + moonshine.SPARE_TOKENS
+    written = model.write(room(2.0, EAR_RATE_HZ), (), always)
+    assert 0 < len(written) <= 13 + moonshine.SPARE_TOKENS
 
 
 def test_a_long_utterance_is_heard_in_pieces(stt: MoonshineSTT) -> None:

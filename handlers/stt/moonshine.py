@@ -120,7 +120,11 @@ class MoonshineSTT(StreamingSTT):
 
     def _ask(self, row: Row) -> Hypothesis:
         if self._child is None:
-            self._child = self._started()
+            try:
+                self._child = self._started()
+            except StageError as error:  # it names a folder, which is for the operator
+                log.error("stt: %s", error)
+                raise DIED from None
         try:
             self._child.pipe.send_bytes(NUMBER.pack(self._number) + pack(row.draft, row.samples))
             tokens, text = unpack(self._child.pipe.recv_bytes())

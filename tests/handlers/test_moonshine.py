@@ -23,7 +23,7 @@ from handlers.stt.moonshine import (
     packaged,
     read_tokens,
 )
-from handlers.stt.streaming import Row
+from handlers.stt.streaming import Row, unusable
 from tests.handlers.endpoint import ticket
 from tests.handlers.speech import heard, room
 
@@ -152,6 +152,17 @@ def test_a_process_that_dies_fails_one_and_is_started_anew(stt: MoonshineSTT) ->
     assert stt.recognise([row(TIME)], nobody_leaves)[0].text == "What time is it?"
     assert stt._child is not None
     assert stt._child.pid != before.pid
+
+
+def test_one_that_cannot_be_started_anew_is_no_news_of_the_servers_folders(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stt = MoonshineSTT(MoonshineOptions("/a/folder"), emit=print)
+    monkeypatch.setattr(stt, "_started", lambda: (_ for _ in ()).throw(unusable("/a/folder")))
+    with pytest.raises(StageError) as failed:
+        stt.recognise([row(TIME)], nobody_leaves)
+    assert failed.value.code == "stt_unavailable"
+    assert "folder" not in str(failed.value)
 
 
 def test_no_more_is_written_than_can_be_said(

@@ -87,7 +87,7 @@ async def test_sound_goes_both_ways_through_real_devices(
 ) -> None:
     question, record, captured = (tmp_path / name for name in ("q.wav", "both.wav", "out.raw"))
     with WavWriter(question) as writer:
-        writer.write(tone(600 * MS, hz=QUESTION_HZ))
+        writer.write(tone(1500 * MS, hz=QUESTION_HZ))  # 400 of it must get through
     hearing, answered = asyncio.Event(), asyncio.Event()
     positions: list[int] = []
 

@@ -11,7 +11,6 @@ of the words wrong instead of 0.316, in 90 ms instead of 133.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
 import mmap
@@ -30,6 +29,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from handlers import onnx
 from handlers.base import Emit, Observer, StageError
 from handlers.child import Child
 from handlers.messages import EAR_RATE_HZ, Conclude, Message, Samples
@@ -221,10 +221,9 @@ class _Decoding:
 
 def packaged() -> Path:
     """The folder with the weights in the package, which is not imported. Raises `StageError`."""
-    spec = importlib.util.find_spec(PACKAGE)
-    for place in (spec and spec.submodule_search_locations) or ():
-        if (Path(place) / WEIGHTS / TOKENS).is_file():
-            return Path(place) / WEIGHTS
+    found = onnx.packaged(PACKAGE, WEIGHTS)
+    if found is not None and (found / TOKENS).is_file():
+        return found
     raise unusable(
         "Moonshine's weights are missing: give --stt_model_name FOLDER, or "
         "python -m pip install --no-deps -r requirements-nodeps.txt"
@@ -244,16 +243,11 @@ def read_tokens(data: bytes) -> list[bytes]:
 
 
 def _session(folder: Path, name: str, threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     found = [folder / f"{name}{suffix}" for suffix in (".ort", ".onnx")]
     path = next((path for path in found if path.is_file()), None)
     if path is None:
         raise FileNotFoundError(f"there is no {' or '.join(each.name for each in found)}")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnx.session(path, threads)
 
 
 def main(descriptor: int, shared: int, folder: str, threads: int) -> None:

@@ -5,15 +5,15 @@ An ONNX model by Daily (BSD-2-Clause), asked at every soft end. Nobody waits for
 
 from __future__ import annotations
 
-import importlib.util
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
+from handlers import onnx
 from handlers.base import Emit, Handler, Observer
 from handlers.messages import Completeness, Conclude, Heard, Message, Samples
 from handlers.options import option
@@ -42,17 +42,10 @@ class SmartTurnModel:
     """
 
     def __init__(self, path: Path) -> None:
-        import onnxruntime
-
         if not path.is_file():
             raise FileNotFoundError(f"there is no Smart Turn model at {path}: {HOW_TO_GET}")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
         try:
-            self._session: Any = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = onnx.session(path)
         except Exception as error:  # onnxruntime has a class for each way to be no model
             raise ValueError(f"{path} is not an ONNX model: {error}") from error
         inputs = self._session.get_inputs()
@@ -69,11 +62,10 @@ class SmartTurnModel:
 
 def default_weights() -> Path:
     """Raises FileNotFoundError without the package."""
-    # Importing the package would bring its dependencies; only its data folder is wanted.
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
+    found = onnx.packaged(PACKAGE, WEIGHTS)
+    if found is None:
         raise FileNotFoundError(f"Smart Turn's weights are missing: {HOW_TO_GET}")
-    return Path(spec.submodule_search_locations[0]) / WEIGHTS
+    return found
 
 
 class _Utterance:

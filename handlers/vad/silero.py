@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from handlers import onnx
 from handlers.base import Emit, Handler, Observer, Overloaded, StageError
 from handlers.messages import (
     EAR_RATE_HZ,
@@ -77,14 +77,7 @@ class SileroModel:
     """Silero VAD for 16 kHz on one thread; the caller keeps each row's state."""
 
     def __init__(self) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        self._session: Any = onnxruntime.InferenceSession(
-            str(_weights()), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = onnx.session(_weights())
         self._rate = np.array(EAR_RATE_HZ, np.int64)
 
     def __call__(self, windows: Samples, state: Samples) -> tuple[Probabilities, Samples]:
@@ -95,11 +88,10 @@ class SileroModel:
 
 
 def _weights() -> Path:
-    # Importing the package would bring torch; only its data folder is wanted.
-    spec = importlib.util.find_spec("silero_vad")
-    if spec is None or not spec.submodule_search_locations:
+    found = onnx.packaged("silero_vad", f"data/{WEIGHTS}")
+    if found is None:
         raise FileNotFoundError("the silero-vad package, which holds the VAD's weights, is missing")
-    return Path(spec.submodule_search_locations[0]) / "data" / WEIGHTS
+    return found
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,7 @@ MODELS_S = STT_S + LM_FIRST_CLAUSE_S + TTS_S
 WORD_S = 0.02  # from word to word of the LM, after its first clause
 CHUNK_S, CHUNK_EVERY_S = 0.2, 0.02  # TTS: ten times as fast as it is heard
 CHAR_S = 0.06
-NOISE = np.random.default_rng(0).normal(0.0, 0.1, RATE_HZ).astype(np.float32)
-"""Said over and over: to make it anew would hold up the other requests, by 7 ms for 5 s of it."""
+NOISE_LEVEL = 0.1
 
 TRANSCRIPT = "This is what the stub always understands."
 FIRST_CLAUSE = "Here is what I have found. "
@@ -76,10 +76,18 @@ def _chunk(delta: dict[str, Any], finish_reason: str | None = None) -> str:
     return f"data: {json.dumps({'choices': [choice]})}\n\n"
 
 
+@lru_cache
+def _noise(characters: int) -> bytes:
+    """Another one for each length. Made anew each time it would hold up the other requests, by 7 ms
+    for 5 s of it."""
+    samples = round(characters * CHAR_S * RATE_HZ)
+    noise = np.random.default_rng(characters).normal(0.0, NOISE_LEVEL, samples)
+    return to_pcm16(noise.astype(np.float32))
+
+
 async def speech(request: Request) -> Response:
     text = (await request.json())["input"]
-    samples = round(len(text) * CHAR_S * RATE_HZ)
-    pcm = to_pcm16(np.resize(NOISE, samples))
+    pcm = _noise(len(text))
 
     async def chunks() -> AsyncIterator[bytes]:
         await asyncio.sleep(TTS_S)
@@ -127,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     options = parser.parse_args(argv)
+    _noise(len(FIRST_CLAUSE.strip()))
     config = uvicorn.Config(app, options.host, options.port, log_config=None, access_log=False)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(uvicorn.Server(config).serve())
